@@ -1,0 +1,67 @@
+"""FLUX.1 (dev, schnell, Fill, Kontext): double-stream blocks, then single-stream blocks on text and image joined.
+
+Black Forest Labs, `src/flux/model.py`; in ComfyUI `comfy/ldm/flux/model.py`, class `Flux`. Text comes first in the
+joined sequence; reference tokens (Kontext) follow the target's. FLUX.2 shares the class but modulates globally (its
+blocks have no modulation of their own): it is not described here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..coefficients import TEACACHE, Calibration
+from ..types import Architecture, Slot, Streams
+
+DOUBLE, SINGLE = "double_block", "single_block"
+
+
+class Flux(Architecture):
+    """See the module docstring."""
+
+    name = "FLUX.1"
+
+    def matches(self, model: object) -> bool:
+        named = any(base.__name__ == "Flux" for base in type(model).__mro__)
+        blocks: Any = getattr(model, "double_blocks", ())
+        parts = ("img_mod", "img_norm1")
+        return (
+            named and hasattr(model, "single_blocks") and len(blocks) > 0 and all(hasattr(blocks[0], p) for p in parts)
+        )
+
+    def slots(self, model: Any) -> tuple[Slot, ...]:
+        doubles = ((DOUBLE, i) for i in range(len(model.double_blocks)))
+        singles = ((SINGLE, i) for i in range(len(model.single_blocks)))
+        return (*doubles, *singles)
+
+    def enter(self, args: Mapping[str, Any]) -> Streams:
+        img = args["img"]  # b n d
+        references = sum(args["transformer_options"].get("reference_image_num_tokens", ()))
+        return Streams(img, args["txt"], args["vec"], img.shape[1] - references)
+
+    def modulated(self, model: Any, img: Tensor, vec: Tensor) -> Tensor:
+        block = model.double_blocks[0]
+        mod, _ = block.img_mod(vec)  # scale, shift: b 1 d
+        return torch.addcmul(mod.shift, block.img_norm1(img), 1 + mod.scale)
+
+    def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
+        return out["img"] if slot[0] == DOUBLE else out["img"][:, text:]
+
+    def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
+        return {"img": args["img"], "txt": args["txt"]} if slot[0] == DOUBLE else {"img": args["img"]}
+
+    def replaced(self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor) -> dict[str, Tensor]:
+        out = self.unchanged(args, slot)
+        before = 0 if slot[0] == DOUBLE else text
+        tokens = args["img"]
+        parts = (tokens[:, :before], target, tokens[:, before + target.shape[1] :])
+        return {**out, "img": torch.cat(parts, dim=1)}
+
+    def calibration(self, references: bool) -> Calibration:
+        return TEACACHE["flux_kontext" if references else "flux"]
+
+
+ARCHITECTURE = Flux()

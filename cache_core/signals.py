@@ -1,0 +1,57 @@
+"""What changed since an earlier evaluation: small scalars, computed on the device and not read here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .types import CacheError, Figures, Past, Probe, Signal
+
+
+def _band_sums(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Sum of absolute values over the first `width` channels and over the others: b n d -> two float32 scalars."""
+    return (
+        values[..., :width].abs().sum(dtype=torch.float32),
+        values[..., width:].abs().sum(dtype=torch.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModulatedL1(Signal):
+    """Relative L1 change of the first block's modulated input, as a whole and in two channel bands.
+
+    d = ||M_t - M_{t-1}||_1 / ||M_{t-1}||_1 (TeaCache 2411.19108; SpectralCache 2603.05315 sec. 4.5, Algorithm 1 line
+    2); low, high: the same over the first floor(r·D) channels and over the others (sec. 4.4). All means run over the
+    rows and tokens of one lane. `split` is r, in (0, 1). Figures: "d", "low", "high".
+    """
+
+    split: float = 0.5
+    needs = frozenset({"modulated"})
+    reference = "previous"
+
+    def look(self, probe: Probe) -> Past:
+        modulated = probe.modulated
+        if modulated is None:
+            raise CacheError("ModulatedL1 needs the modulated input; the architecture file did not provide it")
+        low, high = _band_sums(modulated, self._width(modulated))
+        return {"modulated": modulated, "low": low, "high": high}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        change = now["modulated"].float() - before["modulated"].float()
+        low, high = _band_sums(change, self._width(change))
+        return {
+            "d": (low + high) / (before["low"] + before["high"]),
+            "low": low / before["low"],
+            "high": high / before["high"],
+        }
+
+    def _width(self, values: Tensor) -> int:
+        """Channels in the low band: floor(r·D), at least one and not all."""
+        return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
+
+
+def modulated_l1(split: float = 0.5) -> ModulatedL1:
+    """TeaCache's signal with SpectralCache's two channel bands; see `ModulatedL1`."""
+    return ModulatedL1(split)

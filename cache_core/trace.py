@@ -1,0 +1,243 @@
+"""What happened in a sampling run, evaluation by evaluation: records, JSON, a report in words, the book of runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+VERSION = 1
+COMPUTED, SKIPPED, PARTIAL = "computed", "skipped", "partial"
+State = Literal["done", "interrupted", "error", "stood down"]
+Trace = dict[str, Any]
+"""A finished run as JSON, version 1 (the keys are a contract: DESIGN section 4)."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One evaluation. `skip` is what was decided, `action` what was done, `work` the share of the trunk that ran."""
+
+    step: int
+    stage: int
+    sigma: float
+    lanes: int
+    calls: int
+    action: str
+    skip: bool
+    work: float
+    reason: str
+    scores: dict[str, float]
+    limits: dict[str, float]
+    consecutive: int
+    seconds: float | None = None
+
+    def json(self) -> dict[str, Any]:
+        scores = {name: _finite(value) for name, value in self.scores.items()}
+        limits = {name: _finite(value) for name, value in self.limits.items()}
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {**plain, "sigma": _finite(self.sigma), "scores": scores, "limits": limits}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+class Stopwatch:
+    """Seconds of one evaluation without a stall: CUDA events, read after the run; elsewhere the wall clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._now()
+        self._stop = self._start
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self) -> None:
+        self._stop = self._now()
+
+    def seconds(self) -> float:
+        if not self._cuda:
+            return float(self._stop - self._start)
+        self._stop.synchronize()
+        return float(self._start.elapsed_time(self._stop)) / 1000.0
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects a run's records and turns them into a `Trace`. Holds no tensors but the run's timing events."""
+
+    method: str
+    params: Mapping[str, object]
+    model: str
+    site: str
+    steps: int
+    records: list[Record] = field(default_factory=list)
+    watches: list[Stopwatch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    cache_bytes: int = 0
+    stood_down: bool = False
+
+    def note(self, text: str) -> bool:
+        """Add a sentence once; returns whether it was new."""
+        new = text not in self.notes
+        if new:
+            self.notes.append(text)
+        return new
+
+    def finish(self, state: State, run: Mapping[str, object]) -> Trace:
+        """The finished trace; reads the timing events, which waits for the device once."""
+        for record, watch in zip(self.records, self.watches, strict=True):
+            record.seconds = watch.seconds()
+        count = Counter(record.action for record in self.records)
+        return {
+            "version": VERSION,
+            "method": self.method,
+            "params": dict(self.params),
+            "model": self.model,
+            "site": self.site,
+            "state": "stood down" if self.stood_down and state == "done" else state,
+            "run": dict(run),
+            "steps": self.steps,
+            "evaluations": [record.json() for record in self.records],
+            COMPUTED: count[COMPUTED],
+            SKIPPED: count[SKIPPED],
+            PARTIAL: count[PARTIAL],
+            "speedup": speedup(self.records),
+            "cache_bytes": self.cache_bytes,
+            "notes": list(self.notes),
+        }
+
+
+def speedup(records: Collection[Record]) -> dict[str, float | None]:
+    """How much faster than computing everything: by evaluations, and measured.
+
+    evaluations = n / work done; wall = n · (median seconds of a computed evaluation) / (seconds of all), the first
+    evaluation (warm-up, compilation) left out. None where there is nothing to measure.
+    """
+    work = sum(record.work for record in records)
+    timed = [(record, record.seconds) for record in list(records)[1:] if record.seconds is not None]
+    computed = [seconds for record, seconds in timed if record.action == COMPUTED]
+    total = sum(seconds for _, seconds in timed)
+    wall = len(timed) * statistics.median(computed) / total if computed and total > 0 else None
+    return {"evaluations": len(records) / work if work else None, "wall": wall}
+
+
+def empty() -> Trace:
+    """A valid trace of no run."""
+    return Recorder("", {}, "", "", 0).finish("done", {"prompt": None, "node": None, "index": 0})
+
+
+def measured_speedup(trace: Trace) -> float:
+    """The one figure to show: measured, else by evaluations, else 1."""
+    return float(trace["speedup"]["wall"] or trace["speedup"]["evaluations"] or 1.0)
+
+
+def summary(trace: Trace) -> str:
+    """One line: "SpectralCache: 28 steps, 13 skipped, 1.79x, 50 MB"."""
+    parts = [f"{trace['method']}: {trace['steps']} steps", f"{trace['skipped']} skipped"]
+    if trace["partial"]:
+        parts.append(f"{trace['partial']} in part")
+    parts += [f"{measured_speedup(trace):.2f}x", megabytes(trace["cache_bytes"])]
+    if trace["state"] != "done":
+        parts.append(trace["state"])
+    return ", ".join(parts)
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
+
+
+def report(trace: Trace) -> str:
+    """The run in words: what was skipped, why the rest was not, what it gained and what it cost."""
+    evaluations = trace["evaluations"]
+    lines = [summary(trace)]
+    lines += _gain(trace)
+    reasons = Counter(e["reason"] for e in evaluations if e["action"] != SKIPPED)
+    if reasons:
+        lines.append("Computed because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))
+    if any("low" in e["limits"] for e in evaluations):
+        alone = sum(count for reason, count in reasons.items() if reason.startswith("FDC"))
+        lines.append(f"FDC decided alone: {alone}")
+    lines += [f"Note: {note}" for note in trace["notes"]]
+    lines += _table(evaluations)
+    return "\n".join(lines)
+
+
+def _gain(trace: Trace) -> list[str]:
+    by_count, wall = trace["speedup"]["evaluations"], trace["speedup"]["wall"]
+    if not trace["evaluations"]:
+        return []
+    lines = [f"Model: {trace['model']}; site: {trace['site']}; state: {trace['state']}"]
+    gained = f"{wall:.2f}x measured" if wall else "not measured"
+    lines.append(f"Speed-up: {gained}, {by_count:.2f}x by evaluations" if by_count else f"Speed-up: {gained}")
+    lines.append(f"Memory held by the cache: {megabytes(trace['cache_bytes'])}, all of it freed after the run")
+    return lines
+
+
+def _table(evaluations: list[dict[str, Any]]) -> list[str]:
+    """One row an evaluation; score columns are those that occur, each beside its limit where it has one."""
+    names = list(dict.fromkeys(name for e in evaluations for name in e["scores"]))
+    if not evaluations:
+        return []
+    head = [
+        "step",
+        "sigma",
+        "",
+        *[f"{n}/limit" if any(n in e["limits"] for e in evaluations) else n for n in names],
+        "why",
+    ]
+    rows = [head]
+    for e in evaluations:
+        step = f"{e['step']}" if e["stage"] == 0 else f"{e['step']}.{e['stage']}"
+        cells = [_cell(e["scores"].get(name), e["limits"].get(name)) for name in names]
+        rows.append([step, _number(e["sigma"]), e["action"], *cells, e["reason"]])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return [
+        "",
+        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _cell(score: float | None, limit: float | None) -> str:
+    return _number(score) if limit is None else f"{_number(score)}/{_number(limit)}"
+
+
+class RunBook:
+    """The newest finished traces of this process. The only mutable object beside the session; safe across threads."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._traces: deque[Trace] = deque(maxlen=size)
+        self._lock = threading.Lock()
+
+    def publish(self, trace: Trace) -> None:
+        """Add a finished trace; `run.index` becomes its number among the runs of the same prompt and node."""
+        with self._lock:
+            place = (trace["run"]["prompt"], trace["run"]["node"])
+            same = [t["run"]["index"] for t in self._traces if (t["run"]["prompt"], t["run"]["node"]) == place]
+            trace["run"]["index"] = max(same, default=-1) + 1
+            self._traces.append(trace)
+
+    def newest(self, wanted: Callable[[Trace], bool]) -> Trace | None:
+        """The newest trace that `wanted` accepts, or None."""
+        with self._lock:
+            return next((trace for trace in reversed(self._traces) if wanted(trace)), None)
+
+    def __len__(self) -> int:
+        return len(self._traces)

@@ -1,0 +1,13 @@
+"""The ComfyUI side: the list of nodes. Everything that touches the patcher and its wrappers is in `host`."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import SpectralCacheApply
+from .stats import SpectralCacheStats
+
+
+class SpectralCacheExtension(ComfyExtension):
+    """The nodes of this pack; ids are for ever, names are what users read."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [SpectralCacheApply, SpectralCacheStats]

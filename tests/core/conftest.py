@@ -1,0 +1,6 @@
+"""Core tests import only `cache_core`, from the repository root, in a process without ComfyUI."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -1,0 +1,165 @@
+"""A real ComfyUI on the CPU, in this process, with the pack loaded by path as ComfyUI loads it.
+
+The repository root must never be on `sys.path` here: our `nodes/` would shadow the host's `nodes.py`. `dev.py test`
+starts these tests in a process of their own, with COMFYUI_PATH set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "spectralcache_under_test"
+WEIGHTS = ROOT / "bench" / "weights"
+
+
+def _load_host() -> None:
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        raise RuntimeError("COMFYUI_PATH is not set: run the tests with `python dev.py test`")
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    sys.path.insert(0, path)
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    sys.argv = arguments
+
+
+def _load_pack() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class BlockCounter:
+    """Counts the blocks that really ran, by forward hooks on the modules themselves."""
+
+    runs: int = 0
+    handles: list[Any] = field(default_factory=list)
+
+    def watch(self, model: Any) -> None:
+        def count(*_: Any) -> None:
+            self.runs += 1
+
+        for block in (*model.double_blocks, *model.single_blocks):
+            self.handles.append(block.register_forward_hook(count))
+
+    def release(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+torch.set_num_threads(1)  # the model is small: threads would only wait for each other
+
+
+class Host:
+    """What a host test needs: the small trained FLUX, conditioning, sampling, the pack's own modules."""
+
+    def __init__(self) -> None:
+        _load_host()
+        _load_pack()
+        import comfy.sample
+        import comfy.samplers
+        import comfy.sd
+        import comfy.utils
+
+        self.comfy = sys.modules["comfy"]
+        self.host = importlib.import_module(f"{PACK}.nodes.host")
+        self.core = importlib.import_module(f"{PACK}.cache_core")
+        self.types = importlib.import_module(f"{PACK}.cache_core.types")
+        self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
+        self.model = comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+        self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
+
+    @property
+    def diffusion_model(self) -> Any:
+        return self.model.model.diffusion_model
+
+    def apply(self, model: Any = None, **params: Any) -> Any:
+        """A clone of `model` (the small FLUX) with SpectralCache on it."""
+        return self.host.attach(model or self.model, self.spectralcache(**params), None)
+
+    def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
+        """Random conditioning: b m d = 1 tokens 64."""
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(1, tokens, 64, generator=generator)
+        return [[text, {"pooled_output": torch.randn(1, 64, generator=generator)}]]
+
+    def sample(
+        self,
+        model: Any,
+        *,
+        steps: int = 12,
+        cfg: float = 1.0,
+        sampler: str = "euler",
+        batch: int = 1,
+        size: tuple[int, int] = (12, 16),
+        seed: int = 0,
+        denoise: float = 1.0,
+        positive: Any = None,
+        negative: Any = None,
+        latent: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One run through the host's own `comfy.sample.sample`: b c h w."""
+        empty = torch.zeros(batch, 16, *size) if latent is None else latent
+        noise = self.comfy.sample.prepare_noise(empty, seed)
+        return self.comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            "simple",
+            positive or self.conditioning(1),
+            negative or self.conditioning(2),
+            empty,
+            denoise=denoise,
+            seed=seed,
+        )
+
+    def trace(self) -> dict[str, Any]:
+        """The newest finished run."""
+        trace = self.host.RUNS.newest(lambda _: True)
+        assert trace is not None
+        return trace
+
+    def counted(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+        """Run and count the blocks that ran."""
+        counter = BlockCounter()
+        counter.watch(self.diffusion_model)
+        try:
+            return run(), counter.runs
+        finally:
+            counter.release()
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    with torch.inference_mode():
+        yield Host()
+
+
+@pytest.fixture(autouse=True)
+def _inference_mode() -> Iterator[None]:
+    """As ComfyUI's executor runs nodes."""
+    with torch.inference_mode():
+        yield
