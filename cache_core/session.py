@@ -23,7 +23,7 @@ from torch import Tensor
 from .coefficients import Calibration
 from .history import SIGMA_TOLERANCE, History
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
-from .types import CacheError, Figures, Method, Past, Plan, Probe, Step, Verdict
+from .types import TRUNK, CacheError, Figures, Method, Past, Plan, Probe, Step, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +102,14 @@ class Session:
     def __init__(
         self,
         method: Method,
-        site: str,
         sigmas: Sequence[float],
         recorder: Recorder,
         keep: Callable[[Tensor], Tensor] = torch.clone,
     ) -> None:
-        rule = method.rule(site)
+        rule = method.rule(TRUNK)
         if rule is None:
-            raise CacheError(f"{method.name} has no rule for the site {site!r}")
+            raise CacheError(f"{method.name} has no rule for the trunk, the only site of this engine so far")
         self.rule = rule
-        self.site = site
         self.absolute = method.feature == "absolute"
         self.sigmas = tuple(sigmas)
         self.recorder = recorder
@@ -157,7 +155,7 @@ class Session:
         obstacles = [lane.obstacle(facts, self.rule.predictor.ready) for lane in lanes]
         if evaluation.plan is None:
             evaluation.plan = self._decide(call.keys[0], lanes[0], looks[0], obstacles[0], calibration)
-        call.skip = evaluation.plan.skips(self.site) and not any(obstacles)
+        call.skip = evaluation.plan.skips(TRUNK) and not any(obstacles)
         for lane, look in zip(lanes, looks, strict=True):
             if evaluation.rising:
                 continue
@@ -165,6 +163,14 @@ class Session:
             lane.past = {name: self._keep(tensor) for name, tensor in look.items()}
             if not call.skip:
                 lane.computed_past = lane.past if self.rule.signal.reference == "computed" else {}
+
+    def compute(self, call: Call, reason: str) -> None:
+        """Compute this evaluation although nothing was decided: the site cannot skip it."""
+        call.reached = True
+        self._lanes.clear()
+        if self._evaluation is not None and self._evaluation.plan is None:
+            self._evaluation.plan = Plan({TRUNK: Verdict(False, reason)})
+            self._ledger, self._leader, self._consecutive = {}, None, 0
 
     def predict(self, call: Call) -> Tensor:
         """The feature that stands in for a skipped call, rows of all lanes together: a new tensor."""
@@ -179,7 +185,9 @@ class Session:
         if evaluation is None or evaluation.step is None or evaluation.rising or call.bypass or not call.reached:
             return
         for key, rows in zip(call.keys, call.rows, strict=True):
-            lane = self._lanes[key]
+            lane = self._lanes.get(key)
+            if lane is None:  # dropped by `compute` or `stand_down` in the meantime
+                continue
             value = self._keep(feature[rows])
             lane.history = lane.history.push(evaluation.step, value)
             lane.past = self.rule.signal.observe(evaluation.step, value, lane.past)
@@ -190,8 +198,6 @@ class Session:
         if evaluation is None:
             return
         evaluation.watch.stop()
-        if self.active and evaluation.plan is None and any(not call.bypass for call in evaluation.calls):
-            self.stand_down("the model ran without reaching our block hooks")
         record = self._record(evaluation)
         self.recorder.records.append(record)
         self.recorder.watches.append(evaluation.watch)
@@ -260,7 +266,7 @@ class Session:
             self._leader = key
             self._ledger = {n: self._keep(v) for n, v in gate.settle(advanced, verdict.skip).items()}
             self._consecutive = self._consecutive + 1 if verdict.skip else 0
-        return Plan({self.site: verdict})
+        return Plan({TRUNK: verdict})
 
     def _forced(self, step: Step, rising: bool) -> str:
         """Why the engine computes whatever the gate says (invariant 5), or an empty string."""
@@ -286,7 +292,8 @@ class Session:
 
     def _record(self, evaluation: Evaluation) -> Record:
         plan = evaluation.plan or Plan({})
-        verdict = plan.verdicts.get(self.site, Verdict(False, "off" if not self.recorder.stood_down else "stood down"))
+        idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
+        verdict = plan.verdicts.get(TRUNK, Verdict(False, idle))
         rows = sum(r.stop - r.start for call in evaluation.calls for r in call.rows)
         ran = sum(r.stop - r.start for call in evaluation.calls if not call.skip for r in call.rows)
         action = COMPUTED if not verdict.skip else PARTIAL if ran else SKIPPED

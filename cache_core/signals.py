@@ -18,6 +18,11 @@ def _band_sums(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
     )
 
 
+def _ratio(change: Tensor, before: Tensor) -> Tensor:
+    """change / before, with 0 / 0 = 0 (a band without channels); NaN stays NaN, so that it computes."""
+    return torch.where(change == 0, change, change / before)
+
+
 @dataclass(frozen=True, slots=True)
 class ModulatedL1(Signal):
     """Relative L1 change of the first block's modulated input, as a whole and in two channel bands.
@@ -42,13 +47,13 @@ class ModulatedL1(Signal):
         change = now["modulated"].float() - before["modulated"].float()
         low, high = _band_sums(change, self._width(change))
         return {
-            "d": (low + high) / (before["low"] + before["high"]),
-            "low": low / before["low"],
-            "high": high / before["high"],
+            "d": _ratio(low + high, before["low"] + before["high"]),
+            "low": _ratio(low, before["low"]),
+            "high": _ratio(high, before["high"]),
         }
 
     def _width(self, values: Tensor) -> int:
-        """Channels in the low band: floor(r·D), at least one and not all."""
+        """Channels in the low band: floor(r·D), at least one and not all (none where there is only one channel)."""
         return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
 
 

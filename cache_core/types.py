@@ -49,6 +49,9 @@ Past = dict[str, Tensor]
 TRUNK = "trunk"
 """Site: all transformer blocks, between the input embeddings and the final layer."""
 
+MODEL = "model"
+"""Site: the whole model call, for models that no architecture file describes. It runs the trunk's rule."""
+
 
 class CacheError(ValueError):
     """The pack's one exception: a bad parameter or an impossible request, with the way out in its message."""
@@ -77,7 +80,8 @@ class Step:
 class Probe:
     """What a signal may look at: the rows of one lane. Fields that no rule needs stay None.
 
-    modulated: b n d, the first block's input after its adaLN (image tokens, references behind the target).
+    modulated: b n d, the first block's input after its adaLN (image tokens, references behind the target); at the site
+    model the model's scaled input, channels last (b ... c).
     """
 
     modulated: Tensor | None = None

@@ -16,9 +16,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,12 +27,12 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.session import Call, Facts, LaneKey
+from ..cache_core.session import LaneKey
 from ..cache_core.trace import Recorder, State
-from ..cache_core.types import TRUNK, Architecture, Probe, Slot, Streams
+from ..cache_core.types import MODEL, TRUNK
+from .sites import KEY, ModelCall, Options, Site, Trunk, WholeModel
 
 LOG = logging.getLogger("SpectralCache")
-KEY = "spectralcache"
 RUNS = RunBook()
 
 MIN_STEPS, FEW_STEPS = 5, 8
@@ -90,17 +89,29 @@ def attachment_of(model: Any) -> Attachment | None:
 
 @dataclass(slots=True)
 class Run:
-    """One sampling run on the host's side: the session, and the block hooks made once for it, per diffusion model."""
+    """One sampling run on the host's side: its session, and its site for each diffusion model it calls."""
 
     session: Session
-    trunks: dict[int, Trunk | None] = field(default_factory=dict)
+    sites: dict[int, Site] = field(default_factory=dict)
 
-    def trunk(self, model: Any) -> Trunk | None:
-        """The trunk site of a diffusion model, or None where no file describes it. (A run can call two models.)"""
-        if id(model) not in self.trunks:
+    def site(self, model: Any) -> Site:
+        """The trunk where a file describes the model, else the whole model call. (A run can call two models.)"""
+        if id(model) not in self.sites:
             architecture = architecture_of(model)
-            self.trunks[id(model)] = Trunk(self.session, architecture, model) if architecture else None
-        return self.trunks[id(model)]
+            self.sites[id(model)] = (
+                Trunk(self.session, architecture, model, recording_open, partial(self._fall_back, id(model)))
+                if architecture
+                else WholeModel(self.session)
+            )
+        return self.sites[id(model)]
+
+    def _fall_back(self, model: int, why: str) -> None:
+        """From the trunk to the whole model call, for the rest of this run."""
+        self.sites[model] = WholeModel(self.session)
+        self.session.recorder.site = MODEL
+        note = f"{why}; whole model calls are skipped instead"
+        if self.session.recorder.note(note):
+            LOG.warning("SpectralCache: %s.", note)
 
 
 def sampler_sample(
@@ -139,12 +150,12 @@ def _start(
     method, model = attachment.method, guider.model_patcher.model
     architecture = architecture_of(_bare(model.diffusion_model))
     name = architecture.name if architecture else type(model.diffusion_model).__name__
-    recorder = Recorder(method.name, method.params, name, TRUNK, len(levels) - 1)
-    session = Session(method, TRUNK, levels, recorder, keep)
+    recorder = Recorder(method.name, method.params, name, TRUNK if architecture else MODEL, len(levels) - 1)
+    session = Session(method, levels, recorder, keep)
     run = Run(session)
     if method.never:
         return run
-    for obstacle in _obstacles(architecture, name, sampler, levels, model_options):
+    for obstacle in _obstacles(sampler, levels, model_options):
         warn(session, obstacle)
     if session.active:
         for remark in _remarks(sampler, levels):
@@ -161,7 +172,7 @@ def _finish(run: Run, state: State) -> None:
         LOG.info(summary(trace))
     except Exception:  # a device that failed cannot be timed; the sampler's own error must stay the one that is seen
         LOG.warning("SpectralCache could not write the trace of this run.", exc_info=True)
-    run.trunks.clear()
+    run.sites.clear()
 
 
 def _place() -> dict[str, Any]:
@@ -175,16 +186,8 @@ def _place() -> dict[str, Any]:
     return {"prompt": context.prompt_id if context else None, "node": context.node_id if context else None, "index": 0}
 
 
-def _obstacles(
-    architecture: Architecture | None,
-    name: str,
-    sampler: Any,
-    sigmas: Sequence[float],
-    model_options: Mapping[str, Any],
-) -> Iterator[str]:
+def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> Iterator[str]:
     """Why this run is sampled uncached, a sentence each."""
-    if architecture is None:
-        yield f"{name} has no architecture file yet, so every step is computed; FLUX.1 models are supported"
     if any(mark in _sampler_name(sampler) for mark in FREE_RUNNING_SAMPLERS):
         yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
     if any(after > before for before, after in itertools.pairwise(sigmas)):
@@ -260,46 +263,44 @@ def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
     run = options.get(KEY) if isinstance(options, dict) else None
     if not isinstance(run, Run):
         return executor(*args, **kwargs)
+
+    def forward(ours: Options) -> Any:
+        if positional:
+            return executor(*args[:OPTIONS_POSITION], ours, *args[OPTIONS_POSITION + 1 :], **kwargs)
+        return executor(*args, **{**kwargs, "transformer_options": ours})
+
     try:
-        ours = _open_call(run, executor.class_obj, args, kwargs, options)
+        call = _open_call(run, executor.class_obj, args, kwargs, options)
+        site = run.site(_bare(executor.class_obj.diffusion_model)) if call is not None else None
     except Exception as error:
         LOG.debug("SpectralCache", exc_info=True)
-        warn(run.session, f"this model call could not be followed ({type(error).__name__}: {error}); sampling uncached")
-        ours = options
-    if positional:
-        args = (*args[:OPTIONS_POSITION], ours, *args[OPTIONS_POSITION + 1 :])
-    else:
-        kwargs = {**kwargs, "transformer_options": ours}
-    return executor(*args, **kwargs)
+        warn(run.session, f"this model call could not be followed ({type(error).__name__}: {error})")
+        site = None
+    return forward(options) if site is None or call is None else site.run(call, forward)
 
 
 def _open_call(
-    run: Run, base_model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
-    """The call's options with our block hooks, or `options` itself where nothing is to be done."""
-    foreign = options.get("patches_replace", {}).get("dit", {})
-    keys = _lane_keys(base_model, options, foreign, args[0].device)
-    rows = args[0].shape[0] // len(keys)
+    run: Run, base_model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
+) -> ModelCall | None:
+    """The model call as a site sees it, or None where it is to be computed as if we were not there."""
+    x, sigma = args[0], args[1]
+    keys = _lane_keys(base_model, options, x.device)
+    rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
-    call.bypass |= rows * len(keys) != args[0].shape[0]
-    trunk = run.trunk(_bare(base_model.diffusion_model)) if run.session.active and not call.bypass else None
-    if trunk is None:
-        return options
+    call.bypass |= rows * len(keys) != x.shape[0]
+    if call.bypass or not run.session.active:
+        return None
     control = args[4] if len(args) > 4 else kwargs.get("control")
-    context = CallContext(call, dict(foreign), _control_slots(control), _weights(base_model))
-    replace = {**options.get("patches_replace", {}), "dit": {**foreign, **trunk.hooks}}
-    return {**options, "patches_replace": replace, KEY: context}
+    return ModelCall(call, x, sigma, options, base_model.model_sampling, _control_slots(control), _weights(base_model))
 
 
-def _lane_keys(
-    base_model: Any, options: Mapping[str, Any], foreign: Mapping[Slot, Any], device: torch.device
-) -> list[LaneKey]:
+def _lane_keys(base_model: Any, options: Mapping[str, Any], device: torch.device) -> list[LaneKey]:
     """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves)."""
     positions = options.get("cond_or_uncond") or [0]
     uuids = options.get("uuids") or [None] * len(positions)
     window = options.get("context_window")
     frames = tuple(window.index_list) if window is not None else None
-    lists = options.get("patches", {})
+    foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
     patches = tuple((slot, Same(patch)) for slot, patch in foreign.items())
     patches += tuple((name, Same(patch)) for name, group in lists.items() for patch in group)
     return [LaneKey((Same(base_model), device, p, u, frames), patches) for p, u in zip(positions, uuids, strict=True)]
@@ -337,131 +338,6 @@ def _weights(base_model: Any) -> frozenset[tuple[Same, float]]:
 def _bare(model: Any) -> Any:
     """The diffusion model behind torch.compile's wrapper."""
     return getattr(model, "_orig_mod", model)
-
-
-# the trunk ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class CallContext:
-    """What links the hooks of one model call; travels in the call's own transformer_options."""
-
-    call: Call
-    foreign: dict[Slot, Callable]
-    control: frozenset[tuple[str, int]]
-    weights: frozenset[tuple[Same, float]]
-    text: int = 0
-    targets: int = 0
-    entry: torch.Tensor | None = None
-    target: torch.Tensor | None = None
-
-
-class Trunk:
-    """The block hooks of one diffusion model, made once per run.
-
-    First block: decide; on a skip make the target, else remember what entered. Blocks between: pass through on a skip,
-    so that nothing of the trunk runs. Last block: return the target, or take the feature. The target is returned at the
-    *last* block because the host adds ControlNet outputs after every block, and those are already inside the feature.
-    """
-
-    def __init__(self, session: Session, architecture: Architecture, model: Any) -> None:
-        self.session = session
-        self.architecture = architecture
-        self.model = model
-        slots = architecture.slots(model)
-        self.first, self.last = slots[0], slots[-1]
-        self.decide, self.take = eager(self._decide), eager(self._take)
-        self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in slots}
-
-    def _hook(self, slot: Slot) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
-        def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
-            context: CallContext = args["transformer_options"][KEY]
-            if slot == self.first:
-                self.decide(context, args)
-            if context.call.skip:
-                return self._skipped(context, slot, args)
-            inner = context.foreign.get(slot)
-            out = extra["original_block"](args) if inner is None else inner(args, extra)
-            if slot == self.last:
-                self.take(context, slot, out)
-            return out
-
-        return hook
-
-    def _decide(self, context: CallContext, args: dict[str, Any]) -> None:
-        with self._guard(context):
-            self._enter(context, args)
-
-    def _take(self, context: CallContext, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
-        with self._guard(context):
-            self._leave(context, slot, out)
-
-    @contextlib.contextmanager
-    def _guard(self, context: CallContext) -> Iterator[None]:
-        """Our own work may fail; the picture may not. On any error the run goes on uncached and says so once."""
-        try:
-            yield
-        except Exception as error:
-            context.call.skip = False
-            context.entry = context.target = None
-            LOG.debug("SpectralCache", exc_info=True)
-            warn(self.session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
-
-    def _enter(self, context: CallContext, args: dict[str, Any]) -> None:
-        if not self.session.active:
-            return
-        if recording_open():
-            warn(
-                self.session, "ComfyUI records this model's allocations, so blocks cannot be skipped; sampling uncached"
-            )
-            return
-        streams = self.architecture.enter(args)
-        img = streams.img
-        context.text, context.targets = streams.txt.shape[1], streams.targets
-        shape = (*img.shape[1:], *streams.txt.shape[1:], streams.targets, img.shape[0] // len(context.call.rows))
-        facts = Facts(shape, img.dtype, img.device, context.control, context.weights)
-        calibration = self.architecture.calibration(streams.references)
-        self.session.enter(context.call, facts, partial(self._probe, streams), calibration)
-        entry = img[:, : streams.targets]
-        if not context.call.skip:
-            # FLUX's blocks add into this tensor in place. The clone dies with the forward, so it needs no `keep`.
-            context.entry = entry.clone()
-            return
-        feature = self.session.predict(context.call)
-        context.target = feature if self.session.absolute else entry + feature
-
-    def _probe(self, streams: Streams, rows: slice) -> Probe:
-        needs = self.session.rule.signal.needs
-        modulated = (
-            self.architecture.modulated(self.model, streams.img[rows], streams.vec[rows])
-            if "modulated" in needs
-            else None
-        )
-        return Probe(modulated)
-
-    def _leave(self, context: CallContext, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
-        if context.entry is None:
-            return
-        exit_ = self.architecture.image(out, slot, context.text)[:, : context.targets]
-        self.session.keep(context.call, exit_ if self.session.absolute else exit_ - context.entry)
-        context.entry = None
-
-    def _skipped(self, context: CallContext, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if slot != self.last:
-            return self.architecture.unchanged(args, slot)
-        target, context.target = context.target, None
-        assert target is not None
-        return self.architecture.replaced(args, slot, context.text, target)
-
-
-def eager(function: Callable, *, recursive: bool = True) -> Callable:
-    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen for
-    ever.
-
-    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
-    is done: loading it takes most of a second.
-    """
-    return torch.compiler.disable(function, recursive=recursive) if "torch._dynamo" in sys.modules else function
 
 
 # memory ---------------------------------------------------------------------------------------------------------------

@@ -211,9 +211,10 @@ def _cells(trace: dict[str, Any], evaluations: list[dict[str, Any]], name: str |
 
 
 def _plotted(evaluations: list[dict[str, Any]]) -> str | None:
-    """The first score that some evaluation has a limit for."""
-    for name in dict.fromkeys(name for e in evaluations for name in _dict(e.get("scores")) if isinstance(name, str)):
-        if any(None not in _against_limit(evaluation, name) for evaluation in evaluations):
+    """The accumulated distance, or else the first limit with a score; the strip shows the skips in a row by itself."""
+    limits = (name for e in evaluations for name in _dict(e.get("limits")) if isinstance(name, str))
+    for name in dict.fromkeys(("distance", *limits)):
+        if name != "consecutive" and any(None not in _against_limit(evaluation, name) for evaluation in evaluations):
             return name
     return None
 

@@ -38,7 +38,7 @@ def run(
     """Drive a session through one lane and `steps` steps; returns the steps that were skipped."""
     sigmas = [1 - i / steps for i in range(steps + 1)]
     recorder = Recorder(method.name, method.params, "toy", TRUNK, steps)
-    session = Session(method, TRUNK, sigmas, recorder)
+    session = Session(method, sigmas, recorder)
     facts = Facts((4, 8), torch.float32, torch.device("cpu"))
     for step in range(steps):
         m = modulated(step) if modulated else torch.full((1, 4, 8), 1.0 + 0.01 * step)
