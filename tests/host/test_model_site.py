@@ -1,0 +1,105 @@
+"""Site model: any model without an architecture file, on tiny random members of seven families."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+assert _spec is not None and _spec.loader is not None
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+FAMILIES = [*tiny.LOADED, *tiny.BUILT]
+STEPS = 10
+SKIPPING = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
+
+
+class Family:
+    """One tiny model with its sampling set-up."""
+
+    def __init__(self, host: Any, name: str) -> None:
+        self.host = host
+        self.patcher, self.text, self.shape = tiny.load(name)
+        self.pooled = 768 if name == "hunyuan_video" else 64
+
+    def conditioning(self, seed: int) -> list[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randn(1, 8, self.text, generator=generator)
+        pooled = torch.randn(1, self.pooled, generator=generator)
+        return [[text, {"pooled_output": pooled, "guidance": 3.5}]]
+
+    def sample(self, model: Any, **options: Any) -> torch.Tensor:
+        latent = torch.zeros(self.shape)
+        options = {"steps": STEPS, "positive": self.conditioning(1), "negative": self.conditioning(2)} | options
+        return self.host.sample(model, latent=latent, **options)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, host: Any) -> Family:
+    return Family(host, request.param)
+
+
+def test_never_skipping_is_bit_identical(host: Any, family: Family) -> None:
+    plain = family.sample(family.patcher, cfg=3.0)
+    for threshold in (0.0, 1e-6):
+        assert torch.equal(family.sample(host.apply(family.patcher, threshold=threshold), cfg=3.0), plain)
+        assert host.trace()["skipped"] == 0
+
+
+def test_a_cached_run_skips_whole_model_calls(host: Any, family: Family) -> None:
+    calls = 0
+    diffusion_model = family.patcher.model.diffusion_model
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = diffusion_model.register_forward_pre_hook(count)
+    try:
+        out = family.sample(host.apply(family.patcher, **SKIPPING), cfg=1.0)
+    finally:
+        handle.remove()
+    trace = host.trace()
+    assert torch.isfinite(out).all()
+    assert (trace["site"], trace["state"]) == ("model", "done")
+    assert trace["skipped"] >= 4 and calls == trace["computed"] == STEPS - trace["skipped"]
+    plain = family.sample(family.patcher, cfg=1.0)
+    assert not torch.equal(out, plain)
+
+
+def test_a_skip_holds_the_derivative(host: Any, family: Family) -> None:
+    """With Euler a skipped step repeats the last computed derivative: x moves on by d times the step in sigma."""
+    states: list[torch.Tensor] = []
+    sigmas: list[float] = []
+
+    def spy(executor: Any, x: torch.Tensor, timestep: torch.Tensor, *args: Any) -> torch.Tensor:
+        states.append(x.clone())
+        sigmas.append(float(timestep[0]))
+        return executor(x, timestep, *args)
+
+    model = host.apply(family.patcher, **SKIPPING)
+    model.add_wrapper_with_key("predict_noise", "spy", spy)
+    family.sample(model, sampler="euler")
+    derivatives = [(states[i + 1] - states[i]) / (sigmas[i + 1] - sigmas[i]) for i in range(STEPS - 1)]
+    actions = [e["action"] for e in host.trace()["evaluations"]]
+    assert actions.count("skipped") >= 4
+    for i in range(1, STEPS - 1):
+        same = torch.allclose(
+            derivatives[i], derivatives[i - 1], rtol=1e-2, atol=1e-2 * float(derivatives[i].abs().max())
+        )
+        if actions[i] == "skipped":
+            assert same
+
+
+def test_batched_and_split_conditionings_agree(host: Any, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = family.sample(host.apply(family.patcher, **SKIPPING), cfg=3.0)
+    first = [(e["step"], e["action"], e["reason"]) for e in host.trace()["evaluations"]]
+    monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    apart = family.sample(host.apply(family.patcher, **SKIPPING), cfg=3.0)
+    assert [(e["step"], e["action"], e["reason"]) for e in host.trace()["evaluations"]] == first
+    assert torch.allclose(together, apart, atol=1e-3 * float(together.abs().max()))
