@@ -48,6 +48,15 @@ def _load_pack() -> ModuleType:
     return module
 
 
+def _load_file(name: str) -> ModuleType:
+    """A helper beside this file, by path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @dataclass
 class BlockCounter:
     """Counts the blocks that really ran, by forward hooks on the modules themselves."""
@@ -79,7 +88,6 @@ class Host:
         import comfy.sample
         import comfy.samplers
         import comfy.sd
-        import comfy.utils
 
         self.comfy = sys.modules["comfy"]
         self.host = importlib.import_module(f"{PACK}.nodes.host")
@@ -87,8 +95,25 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
-        self.model = comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+        self.tiny = _load_file("tiny")
+        self.model = self.load()
         self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
+
+    def load(self) -> Any:
+        """A fresh copy of the small trained FLUX."""
+        return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+
+    def weight_patches(self, suffix: str) -> dict[str, Any]:
+        """A small random change of some weights, in the form in which LoRAs reach a ModelPatcher."""
+        generator = torch.Generator().manual_seed(0)
+        names = [(name, w) for name, w in self.model.model.named_parameters() if name.endswith(suffix)]
+        return {name: ("diff", (0.02 * torch.randn(w.shape, generator=generator),)) for name, w in names}
+
+    def perturb(self, model: Any, suffix: str) -> None:
+        """Change some weights of a loaded model for good."""
+        for name, weight in model.model.diffusion_model.named_parameters():
+            if name.endswith(suffix):
+                weight.data = weight.data + 0.05
 
     @property
     def diffusion_model(self) -> Any:

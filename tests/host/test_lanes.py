@@ -1,0 +1,233 @@
+"""Conditionings in every arrangement that ComfyUI offers: lanes never mix, and one evaluation follows one decision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+FAST = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
+STEPS = 12
+
+
+def actions(host: Any) -> list[str]:
+    return [e["action"] for e in host.trace()["evaluations"]]
+
+
+def extend(conditioning: list[Any], **values: Any) -> list[Any]:
+    return [[tensor, {**options, **values}] for tensor, options in conditioning]
+
+
+def guided(host: Any, guider: Any, seed: int = 0) -> torch.Tensor:
+    """One run of a guider, as SamplerCustomAdvanced makes it."""
+    latent = torch.zeros(1, 16, 12, 16)
+    noise = host.comfy.sample.prepare_noise(latent, seed)
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = host.comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
+    return guider.sample(noise, latent, host.comfy.samplers.sampler_object("euler"), sigmas, seed=seed)
+
+
+def both(host: Any, run: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same run on the plain model and with a gate that refuses every time: recording on, nothing skipped."""
+    return run(host.model), run(host.apply(threshold=1e-6))
+
+
+ARRANGEMENTS: dict[str, Any] = {
+    "combined": lambda h: {"positive": [*h.conditioning(1), *h.conditioning(3)]},
+    "area": lambda h: {"positive": [*h.conditioning(1), *extend(h.conditioning(3), area=(6, 8, 0, 8), strength=1.0)]},
+    "area alone": lambda h: {"positive": extend(h.conditioning(3), area=(12, 8, 0, 4), strength=1.0)},
+    "timed": lambda h: {
+        "positive": [
+            *extend(h.conditioning(1), start_percent=0.0, end_percent=0.5),
+            *extend(h.conditioning(3), start_percent=0.5, end_percent=1.0),
+        ]
+    },
+    "unequal lengths": lambda h: {"positive": h.conditioning(1, tokens=6)},
+    "masked": lambda h: {
+        "positive": [*h.conditioning(1), *extend(h.conditioning(3), mask=torch.rand(1, 12, 16), mask_strength=0.7)]
+    },
+}
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_never_skipping_is_bit_identical_in_every_arrangement(host: Any, name: str) -> None:
+    plain, ours = both(host, lambda model: host.sample(model, cfg=3.0, steps=STEPS, **ARRANGEMENTS[name](host)))
+    assert torch.equal(plain, ours)
+    assert actions(host) == ["computed"] * STEPS
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_a_cached_run_agrees_batched_and_split(host: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"cfg": 3.0, "steps": STEPS, **ARRANGEMENTS[name](host)}
+    together = host.sample(host.apply(**FAST), **options)
+    first = actions(host)
+    monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    apart = host.sample(host.apply(**FAST), **options)
+    assert actions(host) == first
+    assert first.count("skipped") >= 4
+    assert torch.allclose(together, apart, atol=1e-3 * float(together.abs().max()))
+
+
+def test_a_conditioning_that_appears_mid_run_is_computed(host: Any) -> None:
+    """Positive changes half way: it is not the first lane (the negative is), so that step is skipped in part."""
+    unlimited = FAST | {"max_consecutive": 1000}
+    host.sample(host.apply(**unlimited), cfg=3.0, steps=STEPS, **ARRANGEMENTS["timed"](host))
+    evaluations = host.trace()["evaluations"]
+    partial = [e for e in evaluations if e["action"] == "partial"]
+    assert len(partial) == 1 and partial[0]["skip"]
+    assert [e["action"] for e in evaluations].count("skipped") == STEPS - 3
+
+
+def test_the_first_lane_changing_computes(host: Any) -> None:
+    host.sample(host.apply(**FAST | {"max_consecutive": 1000}), cfg=1.0, steps=STEPS, **ARRANGEMENTS["timed"](host))
+    reasons = [e["reason"] for e in host.trace()["evaluations"] if e["action"] == "computed"]
+    assert reasons == ["first step", "no history", "last step"]
+
+
+def guiders(host: Any) -> dict[str, Any]:
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    def dual_cfg(model: Any) -> Any:
+        guider = Guider_DualCFG(model)
+        guider.set_conds(host.conditioning(1), host.conditioning(3), host.conditioning(2))
+        guider.set_cfg(3.0, 1.5)
+        return guider
+
+    def perp_neg(model: Any) -> Any:
+        guider = Guider_PerpNeg(model)
+        guider.set_conds(host.conditioning(1), host.conditioning(2), host.conditioning(3))
+        guider.set_cfg(3.0, 1.0)
+        return guider
+
+    return {"DualCFG": dual_cfg, "PerpNeg": perp_neg}
+
+
+@pytest.mark.parametrize("name", ["DualCFG", "PerpNeg"])
+def test_guiders_with_three_conditionings(host: Any, name: str) -> None:
+    plain, ours = both(host, lambda model: guided(host, guiders(host)[name](model)))
+    assert torch.equal(plain, ours)
+    guided(host, guiders(host)[name](host.apply(**FAST)))
+    trace = host.trace()
+    assert {e["lanes"] for e in trace["evaluations"]} == {3}
+    assert trace["skipped"] >= 6 and trace["partial"] == 0
+
+
+def test_two_models_of_one_run_do_not_mix(host: Any) -> None:
+    """DualModelGuider runs the negative on a second model, with the first one's options and the same list position."""
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+    other = host.load()
+    host.perturb(other, "double_blocks.0.img_attn.proj.weight")
+
+    def run(model: Any) -> torch.Tensor:
+        guider = Guider_DualModel(model, other)
+        guider.set_conds(host.conditioning(1), host.conditioning(1))
+        guider.set_cfg(3.0)
+        return guided(host, guider)
+
+    plain, ours = both(host, run)
+    assert torch.equal(plain, ours)
+    assert {e["lanes"] for e in host.trace()["evaluations"]} == {2}
+    cached = run(host.apply(**FAST))
+    assert host.trace()["skipped"] >= 6
+    assert not torch.allclose(cached, host.sample(host.apply(**FAST), cfg=1.0, steps=STEPS), atol=1e-2)
+
+
+def skip_layer(model: Any) -> Any:
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    return SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, double_layers="0", single_layers="1")[0]
+
+
+@pytest.mark.parametrize("order", ["guidance after", "guidance before"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_skip_layer_guidance_bypasses_the_cache(host: Any, order: str, cfg: float) -> None:
+    """Its extra pass has the conditioning's uuid and sigma, with other patches: neither read nor written."""
+    plain = host.sample(skip_layer(host.model), cfg=cfg, steps=STEPS)
+
+    def ours(**params: float) -> torch.Tensor:
+        model = (
+            skip_layer(host.apply(**params))
+            if order == "guidance after"
+            else host.apply(skip_layer(host.model), **params)
+        )
+        return host.sample(model, cfg=cfg, steps=STEPS)
+
+    assert torch.equal(ours(threshold=1e-6), plain)
+    out = ours(**FAST)
+    evaluations = host.trace()["evaluations"]
+    assert torch.isfinite(out).all()
+    skips = [e for e in evaluations if e["skip"]]
+    assert len(skips) >= 6
+    assert all(e["action"] == "partial" and 0 < e["work"] < 1 for e in skips)
+    assert float((out - plain).abs().mean()) < float(plain.abs().mean())
+
+
+def test_context_windows_are_lanes_of_their_own(host: Any) -> None:
+    """Windows share the conditioning's uuid; on a video model each has its own tokens."""
+    import comfy.context_windows
+
+    patcher, text, _ = host.tiny.load("wan2.1")
+    handler = comfy.context_windows.IndexListContextHandler(
+        comfy.context_windows.get_matching_context_schedule(comfy.context_windows.ContextSchedules.STATIC_STANDARD),
+        comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID),
+        context_length=4,
+        context_overlap=1,
+        dim=2,
+    )
+    patcher.model_options["context_handler"] = handler
+    generator = torch.Generator().manual_seed(0)
+    conditioning = [[torch.randn(1, 8, text, generator=generator), {}]]
+    latent = torch.zeros(1, 16, 8, 8, 8)
+    options = {"latent": latent, "positive": conditioning, "negative": conditioning, "steps": STEPS}
+    plain = host.sample(patcher, **options)
+    assert torch.equal(host.sample(host.apply(patcher, threshold=1e-6), **options), plain)
+    lanes = {e["lanes"] for e in host.trace()["evaluations"]}
+    assert min(lanes) >= 2
+    host.sample(host.apply(patcher, **FAST), **options)
+    assert host.trace()["skipped"] >= 6
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_batches(host: Any, batch: int) -> None:
+    plain = host.sample(host.model, batch=batch, cfg=3.0, steps=STEPS)
+    assert torch.equal(host.sample(host.apply(threshold=1e-6), batch=batch, cfg=3.0, steps=STEPS), plain)
+    out = host.sample(host.apply(**FAST), batch=batch, cfg=3.0, steps=STEPS)
+    assert host.trace()["skipped"] >= 6
+    alone = host.sample(host.apply(**FAST), batch=1, cfg=3.0, steps=STEPS)
+    assert torch.allclose(out[:1], alone, atol=1e-3 * float(alone.abs().max()))  # rows never mix
+
+
+def test_two_samplers_fed_by_one_apply(host: Any) -> None:
+    model = host.apply(**FAST)
+    first = host.sample(model, steps=STEPS)
+    second = host.sample(model, steps=STEPS, seed=9, size=(10, 10))
+    assert torch.equal(host.sample(model, steps=STEPS), first)
+    assert torch.equal(host.sample(model, steps=STEPS, seed=9, size=(10, 10)), second)
+
+
+def test_two_applies_in_parallel_do_not_meet(host: Any) -> None:
+    strict, loose = host.apply(threshold=0.3), host.apply(**FAST)
+    expected = [host.sample(host.apply(threshold=0.3)), host.sample(host.apply(**FAST))]
+    assert torch.equal(host.sample(strict), expected[0])
+    assert torch.equal(host.sample(loose), expected[1])
+    assert torch.equal(host.sample(strict), expected[0])
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_before_and_after_lora_is_the_same(host: Any, strength: float) -> None:
+    patches = host.weight_patches("img_attn.proj.weight")
+
+    def lora(model: Any) -> Any:
+        patched = model.clone()
+        assert len(patched.add_patches(patches, strength)) == 3
+        return patched
+
+    plain = host.sample(lora(host.model))
+    assert not torch.equal(plain, host.sample(host.model))
+    assert torch.equal(host.sample(host.apply(lora(host.model), threshold=1e-6)), plain)
+    before, after = host.sample(lora(host.apply(**FAST))), host.sample(host.apply(lora(host.model), **FAST))
+    assert torch.equal(before, after)
+    host.sample(host.model)  # unpatch for whoever comes next
