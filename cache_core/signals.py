@@ -27,9 +27,10 @@ def _ratio(change: Tensor, before: Tensor) -> Tensor:
 class ModulatedL1(Signal):
     """Relative L1 change of the first block's modulated input, as a whole and in two channel bands.
 
-    d = ||M_t - M_{t-1}||_1 / ||M_{t-1}||_1 (TeaCache 2411.19108; SpectralCache 2603.05315 sec. 4.5, Algorithm 1 line
-    2); low, high: the same over the first floor(r·D) channels and over the others (sec. 4.4). All means run over the
-    rows and tokens of one lane. `split` is r, in (0, 1). Figures: "d", "low", "high".
+    d = ||M_t - M_{t-1}||_1 / ||M_{t-1}||_1 over all image tokens (TeaCache 2411.19108; SpectralCache 2603.05315 sec.
+    4.5, Algorithm 1 line 2), reference tokens included, since Kontext's polynomial was fitted so; low, high: the same
+    over the first floor(r·D) channels and over the others of the target's tokens (sec. 4.4). Sums run over the rows and
+    tokens of one lane. `split` is r, in (0, 1). Figures: "d", "low", "high".
     """
 
     split: float = 0.5
@@ -40,14 +41,23 @@ class ModulatedL1(Signal):
         modulated = probe.modulated
         if modulated is None:
             raise CacheError("ModulatedL1 needs the modulated input; the architecture file did not provide it")
-        low, high = _band_sums(modulated, self._width(modulated))
-        return {"modulated": modulated, "low": low, "high": high}
+        target = modulated if probe.targets is None else modulated[:, : probe.targets]
+        low, high = _band_sums(target, self._width(target))
+        past = {"target": target, "low": low, "high": high}
+        if probe.targets is not None and probe.targets < modulated.shape[1]:
+            references = modulated[:, probe.targets :]
+            past |= {"references": references, "rest": references.abs().sum(dtype=torch.float32)}
+        return past
 
     def score(self, now: Past, before: Past) -> Figures:
-        change = now["modulated"].float() - before["modulated"].float()
+        change = now["target"].float() - before["target"].float()
         low, high = _band_sums(change, self._width(change))
+        whole, whole_before = low + high, before["low"] + before["high"]
+        if "references" in before:
+            whole = whole + (now["references"].float() - before["references"].float()).abs().sum()
+            whole_before = whole_before + before["rest"]
         return {
-            "d": _ratio(low + high, before["low"] + before["high"]),
+            "d": _ratio(whole, whole_before),
             "low": _ratio(low, before["low"]),
             "high": _ratio(high, before["high"]),
         }

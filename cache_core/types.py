@@ -82,9 +82,11 @@ class Probe:
 
     modulated: b n d, the first block's input after its adaLN (image tokens, references behind the target); at the site
     model the model's scaled input, channels last (b ... c).
+    targets: how many of its n tokens belong to the picture that is being made; None for all.
     """
 
     modulated: Tensor | None = None
+    targets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,8 @@ class Trunk(_Guarded):
     def _probe(self, streams: Streams, rows: slice) -> Probe:
         if "modulated" not in self.session.rule.signal.needs:
             return Probe()
-        return Probe(self.architecture.modulated(self.model, streams.img[rows], streams.vec[rows]))
+        modulated = self.architecture.modulated(self.model, streams.img[rows], streams.vec[rows])
+        return Probe(modulated, streams.targets)
 
     def _take(self, call: ModelCall, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
         entry, call.entry = call.entry, None

@@ -151,6 +151,23 @@ def test_band_split_divides_channels_by_its_share() -> None:
     assert (look["low"].item(), look["high"].item()) == (1 + 2, sum(range(3, 11)))  # floor(0.25 · 10) = 2 channels
 
 
+def test_reference_tokens_count_in_the_distance_and_not_in_the_bands() -> None:
+    """Two target tokens change by half, two reference tokens stay: d is diluted, the bands are not."""
+    signal = spectralcache().rules[0].signal
+    before, now = torch.ones(1, 4, 8), torch.ones(1, 4, 8)
+    now[:, :2] = 1.5
+    figures = signal.score(signal.look(Probe(now, targets=2)), signal.look(Probe(before, targets=2)))
+    assert {name: value.item() for name, value in figures.items()} == {"d": 0.25, "low": 0.5, "high": 0.5}
+
+
+def test_a_single_channel_has_no_low_band() -> None:
+    signal = spectralcache().rules[0].signal
+    figures = signal.score(
+        signal.look(Probe(torch.full((1, 4, 1), 3.0))), signal.look(Probe(torch.full((1, 4, 1), 2.0)))
+    )
+    assert {name: value.item() for name, value in figures.items()} == {"d": 0.5, "low": 0.0, "high": 0.5}
+
+
 def test_a_negative_polynomial_counts_zero_and_is_noted() -> None:
     skipped, recorder = run(spectralcache(threshold=0.6, **OFF), 8, constant(-0.5))
     assert skipped == list(range(1, 7))

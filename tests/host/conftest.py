@@ -82,12 +82,14 @@ torch.set_num_threads(1)  # the model is small: threads would only wait for each
 class Host:
     """What a host test needs: the small trained FLUX, conditioning, sampling, the pack's own modules."""
 
+    weights = WEIGHTS
+
     def __init__(self) -> None:
         _load_host()
         _load_pack()
         import comfy.sample
         import comfy.samplers
-        import comfy.sd
+        import comfy.sd  # noqa: F401  reached through `self.comfy`
 
         self.comfy = sys.modules["comfy"]
         self.host = importlib.import_module(f"{PACK}.nodes.host")
@@ -143,6 +145,7 @@ class Host:
         positive: Any = None,
         negative: Any = None,
         latent: torch.Tensor | None = None,
+        noise_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One run through the host's own `comfy.sample.sample`: b c h w."""
         empty = torch.zeros(batch, 16, *size) if latent is None else latent
@@ -158,6 +161,7 @@ class Host:
             negative or self.conditioning(2),
             empty,
             denoise=denoise,
+            noise_mask=noise_mask,
             seed=seed,
         )
 

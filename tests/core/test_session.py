@@ -1,0 +1,300 @@
+"""The engine on toy lanes: decisions, histories, lanes, reads; no model and no host."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_core import session as sessions
+from cache_core.coefficients import IDENTITY, Calibration
+from cache_core.history import History
+from cache_core.methods.spectralcache import spectralcache
+from cache_core.session import Facts, LaneKey, Session
+from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary
+from cache_core.types import CacheError, Method, Probe, Step
+
+CPU = torch.device("cpu")
+ALWAYS = {"threshold": 10.0, "tads_min": 1, "tads_max": 1, "max_consecutive": 2, "gamma_low": 1000, "gamma_high": 1000}
+FLAT = Calibration("flat", (0.0,), 1.0, False, "modulated", (), "test")
+
+
+class Toy:
+    """Drives a session. A feature is its lane's number + 100 x step: what comes back tells where it is from."""
+
+    def __init__(self, steps: int = 12, method: Method | None = None, **params: Any) -> None:
+        self.method = method or spectralcache(**{**ALWAYS, **params})
+        self.sigmas = [1 - i / steps for i in range(steps + 1)]
+        self.recorder = Recorder(self.method.name, {}, "toy", "trunk", steps)
+        self.session = Session(self.method, self.sigmas, self.recorder)
+        self.predicted: list[dict[str, float]] = []
+
+    def evaluate(
+        self, step: int, calls: list[list[str]], sigma: float | None = None, shape: tuple[int, ...] = (4, 8)
+    ) -> list[bool]:
+        """One evaluation of several model calls, each of several lanes; returns which calls were skipped."""
+        self.session.begin(torch.tensor([self.sigmas[step] if sigma is None else sigma]))
+        skipped = []
+        for names in calls:
+            call = self.session.open([LaneKey(name) for name in names], [slice(i, i + 1) for i in range(len(names))])
+            batch = torch.ones(len(names), *shape)
+            self.session.enter(call, Facts(shape, batch.dtype, CPU), lambda rows, b=batch: Probe(b[rows]), FLAT)
+            if call.skip:
+                out = self.session.predict(call)
+                self.predicted.append({name: float(out[i].mean()) for i, name in enumerate(names)})
+            else:
+                values = [100.0 * step + ord(name[0]) for name in names]
+                self.session.keep(call, torch.stack([torch.full(shape, value) for value in values]))
+            skipped.append(call.skip)
+        self.session.end()
+        return skipped
+
+    @property
+    def actions(self) -> list[str]:
+        return [record.action for record in self.recorder.records]
+
+
+def test_each_lane_gets_its_own_feature_back() -> None:
+    toy = Toy()
+    for step in range(12):
+        toy.evaluate(step, [["a", "b"]])
+    assert toy.predicted[0] == {"a": ord("a"), "b": ord("b")}
+    assert toy.predicted[-1] == {"a": 900 + ord("a"), "b": 900 + ord("b")}
+
+
+@pytest.mark.parametrize("calls", [[["a", "b"]], [["a"], ["b"]]])
+def test_batched_and_split_lanes_get_the_same(calls: list[list[str]]) -> None:
+    toy = Toy()
+    for step in range(12):
+        toy.evaluate(step, calls)
+    assert toy.actions == ["computed", "skipped", "skipped"] * 3 + ["computed", "skipped", "computed"]
+    assert {name: value for d in toy.predicted[-2:] for name, value in d.items()} == {"a": 997.0, "b": 998.0}
+
+
+def test_a_repeated_conditioning_bypasses() -> None:
+    toy = Toy()
+    toy.evaluate(0, [["a"]])
+    assert toy.evaluate(1, [["a"], ["a"]]) == [True, False]
+    record = toy.recorder.records[-1]
+    assert (record.action, record.work, record.calls, record.lanes) == ("partial", 0.5, 2, 1)
+    toy.evaluate(2, [["a"]])
+    assert toy.predicted[-1] == {"a": ord("a")}  # the bypassed call's feature (100 + a) was not kept
+
+
+def test_a_new_lane_is_computed_without_changing_the_decision() -> None:
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"]])
+    assert toy.evaluate(1, [["a"], ["b"]]) == [True, False]
+    assert toy.recorder.records[-1].action == "partial"
+    assert toy.evaluate(2, [["a"], ["b"]]) == [True, True]
+
+
+def test_a_lane_that_was_away_for_an_evaluation_is_dropped() -> None:
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"], ["b"]])
+    toy.evaluate(1, [["a"]])
+    assert toy.evaluate(2, [["a"], ["b"]]) == [True, False]
+
+
+def test_another_first_lane_computes_once() -> None:
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"], ["b"]])
+    toy.evaluate(1, [["a"], ["b"]])
+    assert toy.evaluate(2, [["b"], ["a"]]) == [False, False]
+    assert toy.recorder.records[-1].reason == "first lane changed"
+    assert toy.evaluate(3, [["b"], ["a"]]) == [True, True]
+
+
+def test_a_changed_shape_computes() -> None:
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"]])
+    toy.evaluate(1, [["a"]])
+    assert toy.evaluate(2, [["a"]], shape=(6, 8)) == [False]
+    assert toy.recorder.records[-1].reason == "shape changed"
+    assert toy.evaluate(3, [["a"]], shape=(6, 8)) == [True]
+
+
+def test_an_evaluation_above_the_one_before_leaves_no_mark() -> None:
+    toy = Toy(max_consecutive=1000)
+    for step in range(4):
+        toy.evaluate(step, [["a"]])
+    assert toy.evaluate(4, [["a"]], sigma=0.9) == [False]
+    assert toy.recorder.records[-1].reason == "sigma rose"
+    assert toy.recorder.records[-1].consecutive == toy.recorder.records[-2].consecutive == 3
+    toy.evaluate(5, [["a"]])
+    assert toy.predicted[-1] == {"a": ord("a")}
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=30, unique=True), st.data())
+@settings(max_examples=100, deadline=None)
+def test_steps_are_found_by_sigma(levels: list[float], data: Any) -> None:
+    """The largest i <= T - 1 with sigmas[i] >= sigma (1 - 1e-4), else 0: against the definition read literally."""
+    sigmas = [*sorted(levels, reverse=True), 0.0]
+    sigma = data.draw(st.one_of(st.sampled_from(sigmas[:-1]), st.floats(0.0, 1.5)))
+    method = spectralcache(**ALWAYS)
+    session = Session(method, sigmas, Recorder("", {}, "", "", len(sigmas) - 1))
+    candidates = [i for i in range(len(sigmas) - 1) if sigmas[i] >= sigma * (1 - 1e-4)]
+    assert session._locate(sigma).index == (candidates[-1] if candidates else 0)
+    assert session._locate(sigma).stage == 1
+
+
+def test_history_falls_strictly_and_replaces_within_tolerance() -> None:
+    history = History(3)
+    for step, sigma in enumerate((1.0, 0.8, 0.8 * (1 - 0.5e-4), 0.6, 0.4)):
+        history = history.push(Step(step, 10, sigma), torch.tensor(float(step)))
+    assert [entry.step for entry in history.entries] == [2, 3, 4]
+    assert [entry.sigma for entry in history.entries] == sorted((e.sigma for e in history.entries), reverse=True)
+
+
+def test_one_read_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = sessions._read
+
+    def counted(figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        reads.append(len(figures))
+        return read(figures)
+
+    monkeypatch.setattr(sessions, "_read", counted)
+    toy = Toy()
+    for step in range(12):
+        toy.evaluate(step, [["a"], ["b"], ["c"]])
+    assert len(reads) == 12 and max(reads) == 7  # sigma, d, low, high, consecutive, rescaled, distance
+
+
+def test_the_state_of_the_method_is_float64_where_the_device_has_it() -> None:
+    toy = Toy()
+    for step in range(3):
+        toy.evaluate(step, [["a"]])
+    assert set(toy.session._ledger) == {"consecutive", "distance"}
+    assert all(value.dtype == torch.float64 and value.ndim == 0 for value in toy.session._ledger.values())
+
+
+def test_without_float64_the_same_read_feeds_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS: figures come over in one read and the rest happens on the CPU, with the same decisions."""
+    expected = Toy(threshold=0.5)
+    for step in range(12):
+        expected.evaluate(step, [["a"]])
+
+    class Elsewhere:
+        """A device that is not the tensors' own, so that the engine takes the path of a device without float64."""
+
+        type = "cpu"
+
+        def __ne__(self, other: object) -> bool:
+            return True
+
+    made: list[Any] = []
+    scalar = sessions._scalar
+
+    def on_cpu(value: float, home: Any) -> torch.Tensor:
+        made.append(value)
+        return scalar(value, CPU)
+
+    monkeypatch.setattr(Session, "_home", lambda self, device: Elsewhere())
+    monkeypatch.setattr(sessions, "_scalar", on_cpu)
+    toy = Toy(threshold=0.5)
+    for step in range(12):
+        toy.evaluate(step, [["a"]])
+    assert made
+    assert toy.actions == expected.actions
+    assert [r.scores for r in toy.recorder.records] == [r.scores for r in expected.recorder.records]
+
+
+def test_a_thousand_runs_keep_nothing() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        kept.append(weakref.ref(copy))
+        return copy
+
+    for _ in range(1000):
+        toy = Toy(steps=6)
+        toy.session._keep = keep
+        for step in range(6):
+            toy.evaluate(step, [["a"]])
+        toy.session.close()
+        assert toy.session.bytes() == 0
+        del toy
+    gc.collect()
+    assert len(kept) > 10_000 and not any(ref() is not None for ref in kept)
+
+
+def test_a_method_without_a_rule_for_the_trunk_is_refused() -> None:
+    with pytest.raises(CacheError, match="no rule for the trunk"):
+        Session(Method("empty", ()), [1.0, 0.0], Recorder("", {}, "", "", 1))
+
+
+# the trace ------------------------------------------------------------------------------------------------------------
+
+
+def test_speedup_is_the_papers_of_design() -> None:
+    toy = Toy(steps=6)
+    for step in range(6):
+        toy.evaluate(step, [["a"]])
+    records = toy.recorder.records
+    assert [r.action[0] for r in records] == list("csscsc")
+    for record, seconds in zip(records, (50.0, 1.0, 1.0, 10.0, 2.0, 12.0), strict=True):
+        record.seconds = seconds
+    assert speedup(records)["evaluations"] == 2.0
+    assert speedup(records)["wall"] == pytest.approx(5 * 11.0 / 26.0)  # the first evaluation left out of both
+
+
+def test_the_run_book_keeps_sixteen_and_numbers_runs_of_one_node() -> None:
+    book = RunBook()
+    for i in range(20):
+        trace = empty()
+        trace["run"] = {"prompt": "p", "node": "a" if i % 2 else "b", "index": 0}
+        trace["steps"] = i
+        book.publish(trace)
+    assert len(book) == 16
+    newest = book.newest(lambda trace: trace["run"]["node"] == "b")
+    assert newest is not None and (newest["steps"], newest["run"]["index"]) == (18, 9)
+    assert book.newest(lambda trace: False) is None
+
+
+def test_the_report_of_a_run_and_of_none() -> None:
+    toy = Toy()
+    for step in range(12):
+        toy.evaluate(step, [["a"]])
+    trace = toy.recorder.finish("done", {"prompt": None, "node": None, "index": 0})
+    text = report(trace)
+    assert summary(trace) in text and "7 skipped" in text
+    assert "first step (1)" in text and "consecutive limit (3)" in text
+    assert len(text.splitlines()) > 12
+    assert "0 steps" in report(empty())
+
+
+# hygiene --------------------------------------------------------------------------------------------------------------
+
+
+def test_cache_core_needs_nothing_of_the_host() -> None:
+    """Imports everything with comfy, folder_paths, nodes and server blocked."""
+    root = Path(__file__).resolve().parents[2]
+    code = (
+        "import sys\n"
+        "for name in ('comfy', 'comfy_api', 'folder_paths', 'nodes', 'server'): sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(root)!r})\n"
+        "import cache_core\n"
+        "assert 'spectralcache' in cache_core.methods()\n"
+        "assert cache_core.architecture_of(object()) is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_pack_is_harmless_without_comfyui() -> None:
+    root = Path(__file__).resolve().parents[2]
+    code = f"import runpy; runpy.run_path({str(root / '__init__.py')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_identity_has_a_unit_of_its_own() -> None:
+    assert (IDENTITY.polynomial, IDENTITY.unit) == ((), 0.25)
