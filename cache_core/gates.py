@@ -54,6 +54,33 @@ class Within(Gate):
 
 
 @dataclass(frozen=True, slots=True)
+class Between(Gate):
+    """Skip only behind the first `warmup` steps and before the `last` ones."""
+
+    warmup: int
+    last: int
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if step.index < self.warmup:
+            return Verdict(False, "warm-up")
+        return Verdict(step.index < step.total - self.last, "last steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Every(Gate):
+    """Compute one step in `interval`, counted from step `anchor`: a fixed schedule, which reads only where it is.
+
+    All evaluations of a step are treated alike.
+    """
+
+    interval: int
+    anchor: int
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        return Verdict((step.index - self.anchor) % self.interval != 0, "interval")
+
+
+@dataclass(frozen=True, slots=True)
 class AtMost(Gate):
     """At most `limit` skips in a row: CEB (SpectralCache sec. 4.3, eq. 7). c is read before it is updated."""
 
@@ -153,6 +180,16 @@ def never() -> Gate:
 def within(start_percent: float, end_percent: float) -> Gate:
     """Allow skipping only in a window of the run's progress, 0 to 1."""
     return Within(start_percent, end_percent)
+
+
+def between(warmup: int, last: int) -> Gate:
+    """Allow skipping only behind a warm-up and before the last steps."""
+    return Between(warmup, last)
+
+
+def every(interval: int, anchor: int = 0) -> Gate:
+    """Compute one step in `interval`."""
+    return Every(interval, anchor)
 
 
 def at_most(limit: int) -> Gate:

@@ -24,7 +24,7 @@ class History:
         kept = self.entries
         if kept and step.sigma >= kept[-1].sigma * (1 - SIGMA_TOLERANCE):
             kept = kept[:-1]
-        return replace(self, entries=(*kept, Feature(step.index, step.sigma, value))[-self.depth :])
+        return replace(self, entries=(*kept, Feature(step.position, step.sigma, value))[-self.depth :])
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -23,7 +23,7 @@ from torch import Tensor
 from .coefficients import Calibration
 from .history import SIGMA_TOLERANCE, History
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
-from .types import TRUNK, CacheError, Figures, Method, Past, Plan, Probe, Step, Verdict
+from .types import TRUNK, CacheError, Figures, Grid, Method, Past, Plan, Probe, Step, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +172,16 @@ class Session:
             self._evaluation.plan = Plan({TRUNK: Verdict(False, reason)})
             self._ledger, self._leader, self._consecutive = {}, None, 0
 
-    def predict(self, call: Call) -> Tensor:
-        """The feature that stands in for a skipped call, rows of all lanes together: a new tensor."""
+    def predict(self, call: Call, grid: Grid | None = None) -> Tensor:
+        """The feature that stands in for a skipped call, rows of all lanes together: a new tensor b t d.
+
+        `grid` is the token grid of the t tokens, where there is one.
+        """
         assert self._evaluation is not None and self._evaluation.step is not None
-        step = self._evaluation.step
-        values = [self.rule.predictor.predict(self._lanes[key].history.entries, step) for key in call.keys]
-        return torch.cat(values)
+        step, predictor = self._evaluation.step, self.rule.predictor
+        if predictor.needs_grid and grid is None:
+            self.recorder.note("this model's tokens lie on no grid that is known here, so bands are not told apart")
+        return torch.cat([predictor.predict(self._lanes[key].history.entries, step, grid) for key in call.keys])
 
     def keep(self, call: Call, feature: Tensor) -> None:
         """Take the computed feature of a call (b t d, rows of all lanes) into the lanes' histories."""
@@ -288,7 +292,9 @@ class Session:
         stage = self._stages.get(index, 0)
         self._stages[index] = stage + 1
         self._previous_sigma = sigma
-        return Step(index, total, sigma, stage)
+        above, below = self.sigmas[index : index + 2]
+        offset = min(max((above - sigma) / (above - below), 0.0), 1.0) if above > below else 0.0
+        return Step(index, total, sigma, stage, offset)
 
     def _record(self, evaluation: Evaluation) -> Record:
         plan = evaluation.plan or Plan({})

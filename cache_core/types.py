@@ -62,18 +62,25 @@ class Step:
     """Where one evaluation stands in its run.
 
     `index` is the position in the run's sigmas (found by sigma, never counted), `total` is T = len(sigmas) - 1, `stage`
-    counts earlier evaluations at the same index (0 but for multi-call samplers), `sigma` is the noise level.
+    counts earlier evaluations at the same index (0 but for multi-call samplers), `sigma` is the noise level, `offset`
+    the share of the way to the next step in sigma (0 but for evaluations off the schedule).
     """
 
     index: int
     total: int
     sigma: float
     stage: int = 0
+    offset: float = 0.0
 
     @property
     def progress(self) -> float:
         """0 at the first step, (T - 1) / T at the last."""
         return self.index / self.total
+
+    @property
+    def position(self) -> float:
+        """The abscissa of methods that count in steps: it grows strictly as sigma falls."""
+        return self.index + self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +96,15 @@ class Probe:
     targets: int | None = None
 
 
+Grid = tuple[int, ...]
+"""The token grid of the picture that is being made: (h, w), or (t, h, w) for video; n is their product."""
+
+
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One computed feature of a lane with its coordinates (`value`: b n d, target tokens)."""
+    """One computed feature of a lane with its coordinates (`step`: its position; `value`: b n d, target tokens)."""
 
-    step: int
+    step: float
     sigma: float
     value: Tensor
 
@@ -170,8 +181,10 @@ class Predictor:
     """How many computed features the engine keeps per lane."""
     ready: int = 1
     """How many it needs before it may be asked."""
+    needs_grid: bool = False
+    """Whether it looks at tokens in their places."""
 
-    def predict(self, history: tuple[Feature, ...], now: Step) -> Tensor:
+    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
         """The feature at `now` from computed ones, oldest first. May return a stored tensor: the engine never lets it
         out.
         """
@@ -252,6 +265,10 @@ class Architecture:
 
     def modulated(self, model: object, img: Tensor, vec: Tensor) -> Tensor:
         """The first block's input after its adaLN: (b n d, b d) -> b n d, a new tensor."""
+        raise NotImplementedError
+
+    def grid(self, latent: tuple[int, ...]) -> Grid:
+        """The target's token grid for a latent of this shape (b c h w or b c t h w)."""
         raise NotImplementedError
 
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:

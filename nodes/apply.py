@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..cache_core.methods.spectralcache import check, spectralcache
+from ..cache_core.methods.spectralcache import ORDERED, RANGES, spectralcache
+from ..cache_core.parameters import check
 from ..cache_core.types import CacheError
 from . import host
 from .schema import ADVANCED, ALIASES, schema
@@ -52,7 +53,7 @@ class SpectralCacheApply(io.ComfyNode):
             "end_percent": end_percent,
         }
         try:
-            check({name: value for name, value in given.items() if value is not None})
+            check(given, RANGES, ORDERED)
         except CacheError as error:
             return f"{NAME}: {error}"
         return True
@@ -112,7 +113,7 @@ ADVANCED_WIDGETS = (  # name, default, smallest, largest, tooltip
 
 
 def _inputs() -> list[io.Input]:
-    model = "The model to speed up. FLUX.1 models are supported; others are sampled unchanged, and Cache Stats says so."
+    model = "The model to speed up: any diffusion model; FLUX.1 gains most."
     return [
         io.Model.Input("model", tooltip=model),
         io.Float.Input("threshold", default=0.6, min=0.0, max=10.0, step=0.01, tooltip=THRESHOLD),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from ..cache_core import Session
 from ..cache_core.coefficients import IDENTITY
 from ..cache_core.session import Call, Facts
-from ..cache_core.types import MODEL, TRUNK, Architecture, Probe, Slot, Streams
+from ..cache_core.types import MODEL, TRUNK, Architecture, Grid, Probe, Slot, Streams
 
 LOG = logging.getLogger("SpectralCache")
 KEY = "spectralcache"
@@ -95,12 +96,20 @@ class WholeModel(_Guarded):
             facts = Facts(tuple(call.x.shape[1:]), call.x.dtype, call.x.device, call.control, call.weights)
             self.session.enter(call.call, facts, partial(self._probe, call), IDENTITY)
             if call.call.skip:
-                return call.x - call.sigmas() * self.session.predict(call.call)
+                derivative = self.session.predict(call.call, self._grid(call))
+                return call.x - call.sigmas() * derivative.unflatten(1, call.x.shape[2:]).movedim(-1, 1)
         denoised = forward(call.options)
         with self.guard(call):
             if call.call.reached:
-                self.session.keep(call.call, (call.x - denoised) / call.sigmas())
+                derivative = (call.x - denoised) / call.sigmas()
+                self.session.keep(call.call, derivative.movedim(1, -1).flatten(1, -2))  # b c ... -> b (...) c
         return denoised
+
+    @staticmethod
+    def _grid(call: ModelCall) -> Grid | None:
+        """Latent pixels are the tokens here; several latents packed into one (b 1 n: audio with video) have no grid."""
+        size = tuple(call.x.shape[2:])
+        return size if len(size) > 1 else None
 
     @staticmethod
     def _probe(call: ModelCall, rows: slice) -> Probe:
@@ -180,11 +189,16 @@ class Trunk(_Guarded):
         self.session.enter(call.call, facts, partial(self._probe, streams), calibration)
         entry = img[:, : streams.targets]
         if call.call.skip:
-            feature = self.session.predict(call.call)
+            feature = self.session.predict(call.call, self._grid(call))
             call.target = feature if self.session.absolute else entry + feature
         else:
             # FLUX's blocks add into this tensor in place. The clone dies with the forward, so it needs no `keep`.
             call.entry = entry.clone()
+
+    def _grid(self, call: ModelCall) -> Grid | None:
+        """The target's token grid; None where somebody has added image tokens that are not on it."""
+        grid = self.architecture.grid(tuple(call.x.shape))
+        return grid if math.prod(grid) == call.targets else None
 
     def _probe(self, streams: Streams, rows: slice) -> Probe:
         if "modulated" not in self.session.rule.signal.needs:

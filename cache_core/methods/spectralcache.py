@@ -23,12 +23,11 @@ thresholds: the report counts it.
 
 from __future__ import annotations
 
-import math
-
 from ..gates import Bell, accumulate, all_of, at_most, below, never, within
+from ..parameters import check
 from ..predictors import hold
 from ..signals import modulated_l1
-from ..types import TRUNK, CacheError, Method, Rule
+from ..types import TRUNK, Gate, Method, Rule
 
 FDC_LOW, FDC_HIGH = "FDC low band", "FDC high band"
 
@@ -49,19 +48,26 @@ def spectralcache(
     Raises `CacheError` on values that no run could use. `threshold` 0 or `max_consecutive` 0: nothing is ever skipped.
     """
     params = dict(locals())
-    check(params)
+    check(params, RANGES, ORDERED)
     if threshold == 0 or max_consecutive == 0:
         gate = never()
     else:
-        tau_eff = Bell(threshold, tads_min, tads_max)
-        gate = all_of(
-            within(start_percent, end_percent),
-            at_most(max_consecutive),
-            accumulate(tau_eff),
-            below("low", tau_eff, gamma_low, FDC_LOW),
-            below("high", tau_eff, gamma_high, FDC_HIGH),
-        )
+        decide = decision(threshold, max_consecutive, tads_min, tads_max, gamma_low, gamma_high)
+        gate = all_of(within(start_percent, end_percent), decide)
     return Method("SpectralCache", (Rule(TRUNK, modulated_l1(band_split), gate, hold()),), params=params)
+
+
+def decision(
+    threshold: float, max_consecutive: int, tads_min: float, tads_max: float, gamma_low: float, gamma_high: float
+) -> Gate:
+    """Algorithm 1's gate, lines 3-8: CEB, then A < tau_eff, then FDC."""
+    tau_eff = Bell(threshold, tads_min, tads_max)
+    return all_of(
+        at_most(max_consecutive),
+        accumulate(tau_eff),
+        below("low", tau_eff, gamma_low, FDC_LOW),
+        below("high", tau_eff, gamma_high, FDC_HIGH),
+    )
 
 
 RANGES = {
@@ -77,17 +83,8 @@ RANGES = {
 }
 """Smallest and largest value of every parameter."""
 
-
-def check(params: dict[str, float]) -> None:
-    """Raise `CacheError` with the value and the way out. Takes any subset of the parameters; None counts as absent."""
-    given = {name: value for name, value in params.items() if value is not None}
-    for name, value in given.items():
-        low, high = RANGES[name]
-        if not (math.isfinite(value) and low <= value <= high):
-            raise CacheError(f"{name} is {value}; use a number from {low:g} to {high:g}")
-    for lower, upper, advice in (
-        ("tads_min", "tads_max", "set both to 1 to switch TADS off; the paper uses 0.5 and 1.5"),
-        ("start_percent", "end_percent", "0 and 1 allow skipping in the whole run"),
-    ):
-        if lower in given and upper in given and given[lower] > given[upper]:
-            raise CacheError(f"{lower} {given[lower]} is above {upper} {given[upper]}; {advice}")
+ORDERED = (
+    ("tads_min", "tads_max", "set both to 1 to switch TADS off; the paper uses 0.5 and 1.5"),
+    ("start_percent", "end_percent", "0 and 1 allow skipping in the whole run"),
+)
+"""Pairs of which the first may not exceed the second, and what to do."""

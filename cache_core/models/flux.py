@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..coefficients import TEACACHE, Calibration
-from ..types import Architecture, Slot, Streams
+from ..types import Architecture, Grid, Slot, Streams
 
 DOUBLE, SINGLE = "double_block", "single_block"
+PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
 
 
 class Flux(Architecture):
@@ -46,6 +47,9 @@ class Flux(Architecture):
         block = model.double_blocks[0]
         mod, _ = block.img_mod(vec)  # scale, shift: b 1 d
         return torch.addcmul(mod.shift, block.img_norm1(img), 1 + mod.scale)
+
+    def grid(self, latent: tuple[int, ...]) -> Grid:
+        return tuple(-(-size // PATCH) for size in latent[2:])
 
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
         return out["img"] if slot[0] == DOUBLE else out["img"][:, text:]

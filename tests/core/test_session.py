@@ -38,14 +38,19 @@ class Toy:
         self.predicted: list[dict[str, float]] = []
 
     def evaluate(
-        self, step: int, calls: list[list[str]], sigma: float | None = None, shape: tuple[int, ...] = (4, 8)
+        self,
+        step: int,
+        calls: list[list[str]],
+        sigma: float | None = None,
+        shape: tuple[int, ...] = (4, 8),
+        level: float = 1.0,
     ) -> list[bool]:
         """One evaluation of several model calls, each of several lanes; returns which calls were skipped."""
         self.session.begin(torch.tensor([self.sigmas[step] if sigma is None else sigma]))
         skipped = []
         for names in calls:
             call = self.session.open([LaneKey(name) for name in names], [slice(i, i + 1) for i in range(len(names))])
-            batch = torch.ones(len(names), *shape)
+            batch = torch.full((len(names), *shape), level)
             self.session.enter(call, Facts(shape, batch.dtype, CPU), lambda rows, b=batch: Probe(b[rows]), FLAT)
             if call.skip:
                 out = self.session.predict(call)
@@ -97,6 +102,17 @@ def test_a_new_lane_is_computed_without_changing_the_decision() -> None:
     assert toy.evaluate(2, [["a"], ["b"]]) == [True, True]
 
 
+def test_a_new_lane_in_the_same_batch_is_computed_with_all_of_it() -> None:
+    """A batch cannot be skipped by halves; the decision stays what it was."""
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"]])
+    assert toy.evaluate(1, [["a", "b"]]) == [False]
+    record = toy.recorder.records[-1]
+    assert (record.action, record.skip, record.work, record.consecutive) == ("partial", True, 1.0, 1)
+    assert toy.evaluate(2, [["a", "b"]]) == [True]
+    assert toy.predicted[-1] == {"a": 100 + ord("a"), "b": 100 + ord("b")}
+
+
 def test_a_lane_that_was_away_for_an_evaluation_is_dropped() -> None:
     toy = Toy(max_consecutive=1000)
     toy.evaluate(0, [["a"], ["b"]])
@@ -133,6 +149,15 @@ def test_an_evaluation_above_the_one_before_leaves_no_mark() -> None:
     assert toy.predicted[-1] == {"a": ord("a")}
 
 
+def test_after_a_rise_the_change_is_measured_from_before_it() -> None:
+    toy = Toy(max_consecutive=1000)
+    for step in range(3):
+        toy.evaluate(step, [["a"]])
+    toy.evaluate(3, [["a"]], sigma=0.9, level=5.0)
+    toy.evaluate(4, [["a"]], level=1.5)
+    assert toy.recorder.records[-1].scores["d"] == pytest.approx(0.5)
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=30, unique=True), st.data())
 @settings(max_examples=100, deadline=None)
 def test_steps_are_found_by_sigma(levels: list[float], data: Any) -> None:
@@ -143,7 +168,15 @@ def test_steps_are_found_by_sigma(levels: list[float], data: Any) -> None:
     session = Session(method, sigmas, Recorder("", {}, "", "", len(sigmas) - 1))
     candidates = [i for i in range(len(sigmas) - 1) if sigmas[i] >= sigma * (1 - 1e-4)]
     assert session._locate(sigma).index == (candidates[-1] if candidates else 0)
-    assert session._locate(sigma).stage == 1
+    again = session._locate(sigma)
+    assert again.stage == 1 and again.index <= again.position <= again.index + 1
+
+
+def test_evaluations_between_two_steps_have_a_position_between_them() -> None:
+    """dpm_2 evaluates twice in a step: a method that counts in steps must not see the same place twice."""
+    session = Session(spectralcache(**ALWAYS), [1.0, 0.8, 0.5, 0.0], Recorder("", {}, "", "", 3))
+    positions = [session._locate(sigma).position for sigma in (1.0, 0.9, 0.8, 0.65, 0.5, 0.25)]
+    assert positions == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
 
 
 def test_history_falls_strictly_and_replaces_within_tolerance() -> None:

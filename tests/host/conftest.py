@@ -125,6 +125,10 @@ class Host:
         """A clone of `model` (the small FLUX) with SpectralCache on it."""
         return self.host.attach(model or self.model, self.spectralcache(**params), None)
 
+    def freqca(self, model: Any = None, **params: Any) -> Any:
+        """A clone of `model` (the small FLUX) with FreqCa on it."""
+        return self.host.attach(model or self.model, self.core.methods()["freqca"](**params), None)
+
     def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
         """Random conditioning: b m d = 1 tokens 64."""
         generator = torch.Generator().manual_seed(seed)

@@ -46,6 +46,21 @@ def test_reference_latents(host: Any, sizes: list[tuple[int, int]], cfg: float) 
     assert trace["site"] == "trunk"
 
 
+def test_the_signal_sees_references_and_knows_where_they_begin(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance runs over target and reference tokens, as Kontext's polynomial was fitted; bands over the target."""
+    signal = type(host.spectralcache().rules[0].signal)
+    look = signal.look
+    probes: list[Any] = []
+
+    def watched(self: Any, probe: Any) -> Any:
+        probes.append(probe)
+        return look(self, probe)
+
+    monkeypatch.setattr(signal, "look", watched)
+    host.sample(host.apply(**FAST), steps=STEPS, positive=referenced(host, [(8, 8)]))
+    assert {(probe.modulated.shape[1], probe.targets) for probe in probes} == {(48 + 16, 48)}
+
+
 def test_the_feature_covers_target_tokens_only(host: Any) -> None:
     one = 6 * 8 * 256 * 4  # target tokens, width, float32
     references = 10 * 10 * 256 * 4

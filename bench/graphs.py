@@ -1,0 +1,90 @@
+"""Graphs in ComfyUI's API format for the stand-in model: what the demo and the host tests send to ``/prompt``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+Graph = dict[str, dict[str, Any]]
+
+MODEL_FILE = "tiny_flux.safetensors"
+VAE_FILE = "tiny_taef1.safetensors"
+TRAINED_SIZE = 192
+
+# The defaults of SpectralCacheApply. ComfyUI's API takes no defaults: a graph has to name every input.
+APPLY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "threshold": 0.6,
+        "max_consecutive": 2,
+        "tads_min": 0.5,
+        "tads_max": 1.5,
+        "band_split": 0.5,
+        "gamma_low": 0.8,
+        "gamma_high": 1.5,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to make. Two equal ones give the same pixels, so it can key a table of what was already made."""
+
+    prompt: str
+    cfg: float = 1.0
+    steps: int = 28
+    seed: int = 1
+    width: int = TRAINED_SIZE
+    height: int = TRAINED_SIZE
+    batch: int = 1
+    sampler: str = "euler"
+    scheduler: str = "simple"
+    denoise: float = 1.0
+    shift: float = 1.5
+
+
+def uncached(picture: Picture) -> Graph:
+    """The plain graph, without any node of this pack. Node ids: model, shift, positive, ..., sampler, decode, save."""
+    return {
+        "model": node("UNETLoader", unet_name=MODEL_FILE, weight_dtype="default"),
+        "shift": node("ModelSamplingAuraFlow", model=link("model"), shift=picture.shift),
+        "positive": node("SpectralCacheStandInPrompt", text=picture.prompt),
+        "negative": node("SpectralCacheStandInPrompt", text=""),
+        "latent": node("EmptySD3LatentImage", width=picture.width, height=picture.height, batch_size=picture.batch),
+        "sampler": node(
+            "KSampler",
+            model=link("shift"),
+            positive=link("positive"),
+            negative=link("negative"),
+            latent_image=link("latent"),
+            seed=picture.seed,
+            steps=picture.steps,
+            cfg=picture.cfg,
+            sampler_name=picture.sampler,
+            scheduler=picture.scheduler,
+            denoise=picture.denoise,
+        ),
+        "vae": node("VAELoader", vae_name=VAE_FILE),
+        "decode": node("VAEDecode", samples=link("sampler"), vae=link("vae")),
+        "save": node("SaveImage", images=link("decode"), filename_prefix="spectralcache"),
+    }
+
+
+def cached(picture: Picture, settings: Mapping[str, Any] | None = None) -> Graph:
+    """The plain graph with SpectralCache Apply (id apply) before the sampler and Cache Stats (id stats) after it."""
+    graph = uncached(picture)
+    graph["apply"] = node("SpectralCacheApply", model=link("shift"), **{**APPLY_DEFAULTS, **(settings or {})})
+    graph["sampler"]["inputs"]["model"] = link("apply")
+    graph["stats"] = node("SpectralCacheStats", model=link("apply"), after=link("sampler"))
+    return graph
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def link(source: str, output: int = 0) -> list[Any]:
+    return [source, output]

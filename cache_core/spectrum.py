@@ -1,0 +1,91 @@
+"""Radial low-pass on the real token grid: 2-D (or 3-D) orthonormal DCT-II and FFT, any size and aspect ratio.
+
+A frequency's radius is measured in normalised frequency, so that a non-square grid has round bands: for the DCT
+r² = sum (i / size)² over the axes, for the FFT the same with |cycles| per sample; 1 is the largest radius of the grid.
+On a square grid this is FreqCa's sqrt(i² + j²) <= cutoff · max (arXiv 2510.08669, released code). All arithmetic in
+float32.
+
+Only the low band is ever computed: high = input - low, so the two add up to the input whatever the mask.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .types import CacheError, Grid
+
+Transform = Literal["dct", "fft"]
+
+
+def low_pass(values: Tensor, grid: Grid, transform: Transform, cutoff: float, roll_off: float = 0.0) -> Tensor:
+    """The low band of b n d token features on `grid`, as float32 b n d.
+
+    cutoff: radius in (0, 1] up to which a frequency is low. roll_off: 0 is a hard mask; s in (0, 1] lets the gain fall
+    as a raised cosine from radius cutoff·(1 - s) to cutoff·(1 + s). Raises `CacheError` if the grid does not hold n
+    tokens.
+    """
+    if math.prod(grid) != values.shape[1]:
+        raise CacheError(f"a token grid of {grid} holds {math.prod(grid)} tokens, not the {values.shape[1]} given")
+    if not 0 < cutoff <= 1:
+        raise CacheError(f"cutoff is {cutoff}; use a number above 0 and up to 1")
+    planes = values.float().unflatten(1, grid)  # b (h w) d -> b h w d
+    low = _low_dct(planes, grid, cutoff, roll_off) if transform == "dct" else _low_fft(planes, grid, cutoff, roll_off)
+    return low.flatten(1, len(grid))
+
+
+def dct_matrix(size: int, device: torch.device) -> Tensor:
+    """The orthonormal DCT-II as a matrix: row i is frequency i (size size)."""
+    frequency = torch.arange(size, device=device, dtype=torch.float32)[:, None]
+    place = torch.arange(size, device=device, dtype=torch.float32)[None, :]
+    rows = torch.cos(math.pi / size * (place + 0.5) * frequency) * math.sqrt(2.0 / size)
+    rows[0] = math.sqrt(1.0 / size)
+    return rows
+
+
+def radii(axes: list[Tensor], largest: float) -> Tensor:
+    """Radius of every combination of the axes' normalised frequencies, relative to the whole grid's largest."""
+    squares = torch.zeros([], device=axes[0].device)
+    for i, axis in enumerate(axes):
+        squares = squares + axis.square().reshape([-1 if j == i else 1 for j in range(len(axes))])
+    return squares.sqrt() / (largest or 1.0)
+
+
+def gain(radius: Tensor, cutoff: float, roll_off: float) -> Tensor:
+    """The low band's gain at each radius: 1 inside, 0 outside, a raised cosine between."""
+    if roll_off * cutoff < 1e-6:  # narrower than float32 can tell
+        return (radius <= cutoff * (1 + 1e-6)).float()
+    start, stop = cutoff * (1 - roll_off), cutoff * (1 + roll_off)
+    phase = ((radius - start) / (stop - start)).clamp(0, 1)
+    return 0.5 * (1 + torch.cos(math.pi * phase))
+
+
+def _low_dct(planes: Tensor, grid: Grid, cutoff: float, roll_off: float) -> Tensor:
+    """Only the rows of the DCT that the mask can let through are ever multiplied: a small low band costs little."""
+    largest = math.sqrt(sum(((size - 1) / size) ** 2 for size in grid))
+    reach = cutoff * (1 + roll_off) * (1 + 1e-6) * largest
+    matrices, axes = [], []
+    for size in grid:
+        kept = min(size, int(reach * size) + 1)
+        matrices.append(dct_matrix(size, planes.device)[:kept])
+        axes.append(torch.arange(kept, device=planes.device, dtype=torch.float32) / size)
+    mask = gain(radii(axes, largest), cutoff, roll_off)
+    for axis, matrix in enumerate(matrices, start=1):
+        planes = torch.tensordot(matrix, planes, dims=([1], [axis])).movedim(0, axis)
+    planes = planes * mask[..., None]
+    for axis, matrix in enumerate(matrices, start=1):
+        planes = torch.tensordot(matrix, planes, dims=([0], [axis])).movedim(0, axis)
+    return planes
+
+
+def _low_fft(planes: Tensor, grid: Grid, cutoff: float, roll_off: float) -> Tensor:
+    dims = tuple(range(1, len(grid) + 1))
+    spectrum = torch.fft.rfftn(planes, dim=dims)
+    axes = [torch.fft.fftfreq(size, device=planes.device).abs() for size in grid[:-1]]
+    axes.append(torch.fft.rfftfreq(grid[-1], device=planes.device))
+    largest = math.sqrt(sum((size // 2 / size) ** 2 for size in grid))
+    mask = gain(radii(axes, largest), cutoff, roll_off)
+    return torch.fft.irfftn(spectrum * mask[..., None], s=grid, dim=dims)
