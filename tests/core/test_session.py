@@ -180,10 +180,14 @@ def test_evaluations_between_two_steps_have_a_position_between_them() -> None:
 
 
 def test_history_falls_strictly_and_replaces_within_tolerance() -> None:
-    history = History(3)
+    history = History(5)
     for step, sigma in enumerate((1.0, 0.8, 0.8 * (1 - 0.5e-4), 0.6, 0.4)):
         history = history.push(Step(step, 10, sigma), torch.tensor(float(step)))
-    assert [entry.step for entry in history.entries] == [2, 3, 4]
+    assert [entry.step for entry in history.entries] == [0, 2, 3, 4]
+    assert [entry.step for entry in History(2, history.entries).push(Step(5, 10, 0.3), torch.zeros(1)).entries] == [
+        4,
+        5,
+    ]
     assert [entry.sigma for entry in history.entries] == sorted((e.sigma for e in history.entries), reverse=True)
 
 

@@ -66,6 +66,7 @@ def run(
         (0.3, 0.25, OFF, list(range(1, 18, 2))),
         (0.3, 0.35, NO_FDC, [7, 9, 11, 13]),
         (0.3, 0.35, OFF, []),
+        (0.5, 0.25, OFF, list(range(1, 18, 2))),  # A reaches tau exactly at every second step: strictly below it skips
     ],
 )
 def test_golden_traces_of_twenty_steps(tau: float, increment: float, components: dict, skipped: list[int]) -> None:

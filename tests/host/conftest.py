@@ -48,11 +48,12 @@ def _load_pack() -> ModuleType:
     return module
 
 
-def _load_file(name: str) -> ModuleType:
-    """A helper beside this file, by path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def _load_file(path: Path) -> ModuleType:
+    """A plain file by path, so that no folder of ours gets onto `sys.path`."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -97,7 +98,7 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
-        self.tiny = _load_file("tiny")
+        self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.model = self.load()
         self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
 
@@ -196,3 +197,42 @@ def _inference_mode() -> Iterator[None]:
     """As ComfyUI's executor runs nodes."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session")
+def graphs() -> ModuleType:
+    """The demo's graph builders."""
+    return _load_file(ROOT / "bench" / "graphs.py")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One headless ComfyUI with the pack and the stand-ins, for every test that goes through its API."""
+    module = _load_file(ROOT / "bench" / "server.py")
+    base = module.base_directory(tmp_path_factory.mktemp("comfyui"))
+    with module.Server(base) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bench() -> Callable[[str], ModuleType]:
+    """Loads a file of bench/ by path, once: `bench("graphs")`. These files need only the standard library."""
+
+    def load(name: str) -> ModuleType:
+        full = f"spectralcache_bench_{name}"
+        if full not in sys.modules:
+            spec = importlib.util.spec_from_file_location(full, ROOT / "bench" / f"{name}.py")
+            assert spec is not None and spec.loader is not None
+            module = sys.modules[full] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        return sys.modules[full]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def server(bench: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A ComfyUI server in its own process, with the pack and the stand-in models; `bench.server.Server`."""
+    servers = bench("server")
+    with servers.Server(servers.base_directory(tmp_path_factory.mktemp("comfyui"))) as running:
+        yield running
