@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,68 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "spectralcache_under_test"
 WEIGHTS = ROOT / "bench" / "weights"
+
+
+# compatibility: what the tests claim ----------------------------------------------------------------------------------
+
+CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
+"""Environment variable: a run of all host tests writes docs/compatibility.md there."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+
+
+class Claims:
+    """Collects what passed, and writes the table. A row whose tests did not all pass is not written."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str], list[bool]] = {}
+        self.tests: dict[tuple[str, str], str] = {}
+
+    def note(self, item: pytest.Item, passed: bool) -> None:
+        for mark in item.iter_markers("claim"):
+            claim = (mark.args[0], mark.args[1])
+            self.outcomes.setdefault(claim, []).append(passed)
+            self.tests[claim] = f"{item.path.name}: {getattr(item, 'originalname', item.name)}"
+
+    def markdown(self, version: str) -> str:
+        lines = [
+            "# What is tested",
+            "",
+            f"Written by a run of the host tests on a real ComfyUI {version}, on the CPU: `{CLAIMS_FILE}="
+            "docs/compatibility.md python dev.py test tests/host`.",
+            "A row stands here only if all of its cases passed. What has no row is not claimed.",
+        ]
+        areas = dict.fromkeys(area for area, _ in self.outcomes)
+        for area in sorted(areas):
+            lines += ["", f"## {area}", "", "| | cases | test |", "|---|---:|---|"]
+            for (where, what), outcomes in self.outcomes.items():
+                if where == area and all(outcomes):
+                    lines.append(f"| {what} | {len(outcomes)} | {self.tests[where, what]} |")
+        return "\n".join([*lines, ""])
+
+
+CLAIMS = Claims()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.when == "call" or report.failed:
+        CLAIMS.note(item, report.passed)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = os.environ.get(CLAIMS_FILE)
+    if target and CLAIMS.outcomes:
+        from comfyui_version import __version__
+
+        Path(target).write_text(CLAIMS.markdown(__version__), encoding="utf-8")
+
+
+# the host -------------------------------------------------------------------------------------------------------------
 
 
 def _load_host() -> None:
@@ -211,28 +273,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     module = _load_file(ROOT / "bench" / "server.py")
     base = module.base_directory(tmp_path_factory.mktemp("comfyui"))
     with module.Server(base) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def bench() -> Callable[[str], ModuleType]:
-    """Loads a file of bench/ by path, once: `bench("graphs")`. These files need only the standard library."""
-
-    def load(name: str) -> ModuleType:
-        full = f"spectralcache_bench_{name}"
-        if full not in sys.modules:
-            spec = importlib.util.spec_from_file_location(full, ROOT / "bench" / f"{name}.py")
-            assert spec is not None and spec.loader is not None
-            module = sys.modules[full] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        return sys.modules[full]
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def server(bench: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A ComfyUI server in its own process, with the pack and the stand-in models; `bench.server.Server`."""
-    servers = bench("server")
-    with servers.Server(servers.base_directory(tmp_path_factory.mktemp("comfyui"))) as running:
         yield running

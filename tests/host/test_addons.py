@@ -36,6 +36,7 @@ def check(host: Any, model: Any = None, *, least: int = 6, **options: Any) -> di
 # Kontext --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Add-ons", "FLUX Kontext reference latents, one or several, larger than the target")
 @pytest.mark.parametrize("sizes", [[(12, 16)], [(8, 8), (20, 20)]])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_reference_latents(host: Any, sizes: list[tuple[int, int]], cfg: float) -> None:
@@ -77,6 +78,7 @@ def test_a_reference_that_differs_between_the_sides_of_cfg(host: Any) -> None:
 # latents and schedules ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Add-ons", "inpainting with a noise mask")
 def test_inpainting_with_a_noise_mask(host: Any) -> None:
     latent = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(7))
     mask = torch.zeros(1, 1, 12, 16)
@@ -87,6 +89,7 @@ def test_inpainting_with_a_noise_mask(host: Any) -> None:
     assert torch.allclose(out[..., :4], latent[..., :4], atol=1e-4)  # what was masked is untouched
 
 
+@pytest.mark.claim("Add-ons", "Differential Diffusion")
 def test_differential_diffusion(host: Any) -> None:
     from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 
@@ -96,6 +99,7 @@ def test_differential_diffusion(host: Any) -> None:
     check(host, model, latent=latent, noise_mask=mask)
 
 
+@pytest.mark.claim("Samplers", "denoise 0.1 to 1")
 @pytest.mark.parametrize("denoise", [0.1, 0.35, 0.6, 1.0])
 def test_denoise(host: Any, denoise: float) -> None:
     latent = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(7))
@@ -104,6 +108,7 @@ def test_denoise(host: Any, denoise: float) -> None:
     assert [e["step"] for e in trace["evaluations"]] == list(range(STEPS))
 
 
+@pytest.mark.claim("Add-ons", "ModelSampling nodes before or after our node")
 def test_model_sampling_nodes(host: Any) -> None:
     from comfy_extras.nodes_model_advanced import ModelSamplingFlux
 
@@ -125,6 +130,7 @@ def scaled(amount: float) -> Any:
     return patch
 
 
+@pytest.mark.claim("Add-ons", "block patches of other packs on any block")
 @pytest.mark.parametrize("slot", [("double_block", 0), ("double_block", 2), ("single_block", 0), ("single_block", 5)])
 def test_foreign_patches_on_any_slot(host: Any, slot: tuple[str, int]) -> None:
     model = host.model.clone()
@@ -136,6 +142,7 @@ def test_foreign_patches_on_any_slot(host: Any, slot: tuple[str, int]) -> None:
     assert [e["action"] for e in host.trace()["evaluations"]] == [e["action"] for e in trace["evaluations"]]
 
 
+@pytest.mark.claim("Add-ons", "block patches bound to one conditioning")
 def test_patches_bound_to_a_conditioning(host: Any) -> None:
     import comfy.hooks
 
@@ -148,6 +155,7 @@ def test_patches_bound_to_a_conditioning(host: Any) -> None:
     check(host, cfg=3.0, positive=hooked)
 
 
+@pytest.mark.claim("Add-ons", "tokens added by post_input patches")
 def test_post_input_tokens(host: Any) -> None:
     def prepend(args: dict[str, Any]) -> dict[str, Any]:
         extra = torch.full_like(args["txt"][:, :3], 0.1)
@@ -163,6 +171,7 @@ def test_post_input_tokens(host: Any) -> None:
     check(host, model)
 
 
+@pytest.mark.claim("Add-ons", "LoRA hooks with keyframes")
 def test_lora_hooks_with_keyframes_compute_when_the_weights_change(host: Any) -> None:
     import comfy.hooks
 
@@ -188,6 +197,7 @@ def test_lora_hooks_with_keyframes_compute_when_the_weights_change(host: Any) ->
 # compilation and precision --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Precision and compilation", "TorchCompileModel before or after our node (eager backend)")
 def test_torch_compile_decides_on_every_call_and_does_not_recompile(host: Any) -> None:
     import torch._dynamo
     from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -220,6 +230,7 @@ def test_torch_compile_decides_on_every_call_and_does_not_recompile(host: Any) -
     torch._dynamo.reset()
 
 
+@pytest.mark.claim("Precision and compilation", "fp16, bf16 and fp8 weights")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_precisions(host: Any, dtype: torch.dtype) -> None:
     import comfy.sd

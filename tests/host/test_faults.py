@@ -18,6 +18,7 @@ STEPS = 12
 # our own failures -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Complaints about caching packs", "a failing cache breaks the run, or samples it a second time")
 @pytest.mark.parametrize("place", ["enter", "predict", "keep", "open"])
 @pytest.mark.parametrize("error", [RuntimeError("injected"), torch.OutOfMemoryError("injected")])
 def test_our_failure_costs_the_cache_and_never_the_picture(
@@ -84,6 +85,10 @@ def test_a_model_that_returns_rubbish_once_is_computed_again(host: Any, value: f
 # foreign forwards and recorded allocations ----------------------------------------------------------------------------
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs",
+    "packs that replace the forward (PuLID and others): whole model calls are skipped instead",
+)
 def test_a_forward_without_hooks_falls_back_to_whole_model_calls(host: Any, caplog: pytest.LogCaptureFixture) -> None:
     """PuLID-like packs replace `forward_orig`; their copy may know nothing of block hooks."""
     model = host.diffusion_model
@@ -185,6 +190,9 @@ def test_every_tensor_that_a_session_holds_came_from_keep(host: Any, monkeypatch
     assert min(held) >= 8
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "newer ComfyUI aborts when a cache outlives recorded memory (stand-in)"
+)
 def test_an_open_recording_moves_the_run_to_whole_model_calls(host: Any, recording_host: RecordingHost) -> None:
     """Blocks may not be skipped while their allocations are recorded; outside the forward they may."""
     import threading
@@ -213,6 +221,7 @@ def test_an_open_recording_moves_the_run_to_whole_model_calls(host: Any, recordi
 # other caches ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Complaints about caching packs", "two caches on one model: ours stands down (EasyCache, LazyCache)")
 @pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 def test_another_cache_on_the_model_makes_ours_stand_down(
@@ -256,6 +265,9 @@ def test_extra_arguments_of_a_future_host_are_passed_on(host: Any) -> None:
     assert seen[2][1] == {"transformer_options": {"a": 1}, "extra": 2}
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "a ComfyUI update breaks the pack: it samples uncached with one warning"
+)
 @pytest.mark.parametrize("missing", ["sigmas", "sampler", "options"])
 def test_a_host_that_has_changed_samples_uncached_with_one_warning(
     host: Any, caplog: pytest.LogCaptureFixture, missing: str
@@ -274,6 +286,7 @@ def test_a_host_that_has_changed_samples_uncached_with_one_warning(
     assert len([r for r in caplog.records if r.levelname == "WARNING" and "could not start" in r.getMessage()]) == 1
 
 
+@pytest.mark.claim("Complaints about caching packs", "a ComfyUI update renames a model's inside: it samples uncached")
 def test_an_architecture_whose_inside_was_renamed_samples_on(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`img_mod` gone between the check and the call: the signal fails, the picture does not."""
     plain = host.sample(host.model, steps=STEPS)
@@ -298,6 +311,7 @@ def census(host: Any) -> tuple[int, int, int]:
     return kinds.count(torch.Tensor), kinds.count(host.core.Session), hooks
 
 
+@pytest.mark.claim("Complaints about caching packs", "memory grows from run to run")
 def test_many_runs_leave_nothing_behind(host: Any) -> None:
     """A hundred runs on one node output; a thousand of the session alone are in the core tests."""
     model = host.apply(**FAST)

@@ -28,6 +28,7 @@ def test_never_skipping_is_bit_identical(host: Any, sampler: str, cfg: float) ->
     assert host.trace()["cache_bytes"] > 0
 
 
+@pytest.mark.claim("FreqCa", "every sampler of the host: the schedule holds")
 def test_every_sampler_runs_and_all_evaluations_of_a_computed_step_are_computed(host: Any) -> None:
     wrong = {}
     for name in host.comfy.samplers.SAMPLER_NAMES:
@@ -48,6 +49,7 @@ def test_every_sampler_runs_and_all_evaluations_of_a_computed_step_are_computed(
     assert wrong == {}
 
 
+@pytest.mark.claim("FreqCa", "any size and aspect ratio, odd sizes included")
 @pytest.mark.parametrize("size", [(12, 16), (8, 24), (13, 9), (6, 6)])
 @pytest.mark.parametrize("transform", ["dct", "fft", "none"])
 def test_any_size_and_aspect_ratio(host: Any, size: tuple[int, int], transform: str) -> None:
@@ -129,6 +131,7 @@ def test_adaptive_lets_spectralcaches_gate_decide(host: Any) -> None:
     assert torch.equal(out, host.sample(host.apply(**gate), steps=STEPS))  # then it *is* SpectralCache
 
 
+@pytest.mark.claim("FreqCa", "Kontext references are left out of the bands")
 def test_references_are_split_off(host: Any) -> None:
     latent = torch.randn(1, 16, 20, 20, generator=torch.Generator().manual_seed(4))
     positive = [[t, {**o, "reference_latents": [latent]}] for t, o in host.conditioning(1)]
@@ -160,6 +163,7 @@ def test_added_image_tokens_have_no_grid_and_that_is_said(host: Any) -> None:
     assert any("no grid" in note for note in trace["notes"])
 
 
+@pytest.mark.claim("FreqCa", "Wan 2.1, SD3 and Qwen-Image through whole model calls")
 @pytest.mark.parametrize("family", ["wan2.1", "sd3", "qwen_image"])
 def test_any_model_through_the_model_site(host: Any, family: str) -> None:
     patcher, text, shape = host.tiny.load(family)

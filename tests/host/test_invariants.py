@@ -60,6 +60,7 @@ def test_off_installs_no_block_hook(host: Any) -> None:
 # 2: removed, the model is what it was ---------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Complaints about caching packs", "state leaks: the effect stays after the node is gone")
 def test_removed_after_cached_runs_is_bit_identical(host: Any) -> None:
     plain = host.sample(host.model)
     cached = host.sample(host.apply(**FAST))
@@ -69,6 +70,9 @@ def test_removed_after_cached_runs_is_bit_identical(host: Any) -> None:
     assert torch.equal(host.sample(host.model), plain)
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "state leaks after an error, an interrupt or running out of memory"
+)
 @pytest.mark.parametrize("failure", ["error", "interrupt", "out of memory"])
 @pytest.mark.parametrize("where", ["first block", "middle block", "last block"])
 def test_removed_after_a_failed_run_is_bit_identical(host: Any, failure: str, where: str) -> None:
@@ -135,6 +139,9 @@ def test_the_model_that_came_in_is_not_changed(host: Any) -> None:
 # 3: nothing kept aliases what is returned -----------------------------------------------------------------------------
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "blurry pictures from a cache that aliases tensors the host writes into"
+)
 def test_writing_into_what_a_skip_returned_changes_nothing_later(host: Any) -> None:
     """The host adds ControlNet outputs in place to whatever a block returned."""
 
@@ -158,6 +165,7 @@ def test_writing_into_what_a_skip_returned_changes_nothing_later(host: Any) -> N
 # 4 and 7: lanes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Complaints about caching packs", "wrong residual where CFG is split into two calls")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_batched_and_split_conditionings_agree(
@@ -206,6 +214,7 @@ def test_first_and_last_step_are_computed(host: Any, sampler: str, steps: int) -
     assert [trace["evaluations"][i]["reason"] for i in (0, -1)] == ["first step", "last step"]
 
 
+@pytest.mark.claim("Complaints about caching packs", "few-step models: nothing is skipped, and it is said")
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_too_few_steps_stand_down_with_a_note(host: Any, steps: int) -> None:
     plain = host.sample(host.model, steps=steps)
@@ -218,6 +227,7 @@ def test_too_few_steps_stand_down_with_a_note(host: Any, steps: int) -> None:
 # 8: the same decisions whatever ran before ----------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Complaints about caching packs", "the second run differs, or needs a restart")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("batch", [1, 2])
@@ -235,6 +245,9 @@ def test_decisions_repeat_whatever_ran_before(host: Any, sampler: str, cfg: floa
 # the trace tells the truth --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "no way to see whether anything was skipped: the trace equals the blocks that ran"
+)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("cfg", "batch"), [(1.0, 1), (3.0, 1), (3.0, 2)])
 def test_the_trace_agrees_with_the_blocks_that_ran(host: Any, sampler: str, cfg: float, batch: int) -> None:
@@ -256,6 +269,7 @@ def test_memory_is_one_feature_and_one_modulated_input_per_lane(host: Any) -> No
 # two nodes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.claim("Graphs", "two Apply nodes in a chain: the later one counts")
 def test_a_second_apply_replaces_the_first(host: Any) -> None:
     alone = host.sample(host.apply(**FAST))
     assert torch.equal(host.sample(host.apply(host.apply(threshold=0.2), **FAST)), alone)

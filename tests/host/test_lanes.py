@@ -50,6 +50,7 @@ ARRANGEMENTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.claim("Conditioning", "combined, area, masked, timed prompts and prompts of unequal length")
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_never_skipping_is_bit_identical_in_every_arrangement(host: Any, name: str) -> None:
     plain, ours = both(host, lambda model: host.sample(model, cfg=3.0, steps=STEPS, **ARRANGEMENTS[name](host)))
@@ -57,6 +58,7 @@ def test_never_skipping_is_bit_identical_in_every_arrangement(host: Any, name: s
     assert actions(host) == ["computed"] * STEPS
 
 
+@pytest.mark.claim("Conditioning", "positive and negative batched or split by memory: the same decisions")
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_a_cached_run_agrees_batched_and_split(host: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"cfg": 3.0, "steps": STEPS, **ARRANGEMENTS[name](host)}
@@ -104,6 +106,7 @@ def guiders(host: Any) -> dict[str, Any]:
     return {"DualCFG": dual_cfg, "PerpNeg": perp_neg}
 
 
+@pytest.mark.claim("Conditioning", "DualCFGGuider and PerpNegGuider")
 @pytest.mark.parametrize("name", ["DualCFG", "PerpNeg"])
 def test_guiders_with_three_conditionings(host: Any, name: str) -> None:
     plain, ours = both(host, lambda model: guided(host, guiders(host)[name](model)))
@@ -114,6 +117,7 @@ def test_guiders_with_three_conditionings(host: Any, name: str) -> None:
     assert trace["skipped"] >= 6 and trace["partial"] == 0
 
 
+@pytest.mark.claim("Conditioning", "DualModelGuider")
 def test_two_models_of_one_run_do_not_mix(host: Any) -> None:
     """DualModelGuider runs the negative on a second model, with the first one's options and the same list position."""
     from comfy_extras.nodes_custom_sampler import Guider_DualModel
@@ -141,6 +145,7 @@ def skip_layer(model: Any) -> Any:
     return SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, double_layers="0", single_layers="1")[0]
 
 
+@pytest.mark.claim("Conditioning", "Skip Layer Guidance, before and after our node")
 @pytest.mark.parametrize("order", ["guidance after", "guidance before"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_skip_layer_guidance_bypasses_the_cache(host: Any, order: str, cfg: float) -> None:
@@ -165,6 +170,7 @@ def test_skip_layer_guidance_bypasses_the_cache(host: Any, order: str, cfg: floa
     assert float((out - plain).abs().mean()) < float(plain.abs().mean())
 
 
+@pytest.mark.claim("Conditioning", "context windows (Wan)")
 def test_context_windows_are_lanes_of_their_own(host: Any) -> None:
     """Windows share the conditioning's uuid; on a video model each has its own tokens."""
     import comfy.context_windows
@@ -190,6 +196,7 @@ def test_context_windows_are_lanes_of_their_own(host: Any) -> None:
     assert host.trace()["skipped"] >= 6
 
 
+@pytest.mark.claim("Conditioning", "batches of 1 to 4")
 @pytest.mark.parametrize("batch", [1, 2, 3, 4])
 def test_batches(host: Any, batch: int) -> None:
     plain = host.sample(host.model, batch=batch, cfg=3.0, steps=STEPS)
@@ -200,6 +207,7 @@ def test_batches(host: Any, batch: int) -> None:
     assert torch.allclose(out[:1], alone, atol=1e-3 * float(alone.abs().max()))  # rows never mix
 
 
+@pytest.mark.claim("Graphs", "two samplers fed by one Apply node")
 def test_two_samplers_fed_by_one_apply(host: Any) -> None:
     model = host.apply(**FAST)
     first = host.sample(model, steps=STEPS)
@@ -208,6 +216,7 @@ def test_two_samplers_fed_by_one_apply(host: Any) -> None:
     assert torch.equal(host.sample(model, steps=STEPS, seed=9, size=(10, 10)), second)
 
 
+@pytest.mark.claim("Graphs", "two Apply nodes in parallel")
 def test_two_applies_in_parallel_do_not_meet(host: Any) -> None:
     strict, loose = host.apply(threshold=0.3), host.apply(**FAST)
     expected = [host.sample(host.apply(threshold=0.3)), host.sample(host.apply(**FAST))]
@@ -216,6 +225,7 @@ def test_two_applies_in_parallel_do_not_meet(host: Any) -> None:
     assert torch.equal(host.sample(strict), expected[0])
 
 
+@pytest.mark.claim("Add-ons", "LoRA before or after our node")
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_before_and_after_lora_is_the_same(host: Any, strength: float) -> None:
     patches = host.weight_patches("img_attn.proj.weight")

@@ -49,6 +49,10 @@ def test_never_skipping_is_bit_identical(host: Any, family: Family) -> None:
         assert host.trace()["skipped"] == 0
 
 
+@pytest.mark.claim(
+    "Models",
+    "Flux.2, HunyuanVideo, Wan 2.1, SD3, NextDiT, Chroma and Qwen-Image: whole model calls",
+)
 def test_a_cached_run_skips_whole_model_calls(host: Any, family: Family) -> None:
     calls = 0
     diffusion_model = family.patcher.model.diffusion_model

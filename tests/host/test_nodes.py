@@ -68,6 +68,9 @@ def test_every_input_has_help_and_the_node_is_found(server: Any, node: str) -> N
     assert info["category"] == "SpectralCache" and len(info["description"]) > 60
 
 
+@pytest.mark.claim(
+    "Complaints about caching packs", "settings nobody understands: bad ones are refused with the way out"
+)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -141,6 +144,7 @@ def test_removed_or_bypassed_the_picture_is_the_original(server: Any, graphs: An
     assert pixels(graphs.cached(picture(graphs, seed=21), {"threshold": 0.0})) == before
 
 
+@pytest.mark.claim("Graphs", "Cache Stats without a run, without our node, behind anything")
 def test_statistics_never_raise(server: Any, graphs: Any) -> None:
     """Without a run, with a bare model, behind something that is no sampler: a message, 1.0 and an empty trace."""
     graph = graphs.uncached(picture(graphs, seed=31))
@@ -169,6 +173,7 @@ def test_statistics_show_the_sampler_they_hang_on(server: Any, graphs: Any) -> N
     assert stats_of(entry, "second stats")[1]["steps"] == 7
 
 
+@pytest.mark.claim("Graphs", "KSampler (Advanced) chains with leftover noise")
 def test_a_chain_of_advanced_samplers_is_two_runs(server: Any, graphs: Any) -> None:
     """KSamplerAdvanced with leftover noise: each stage begins and ends computed, and Cache Stats shows the last."""
     graph = graphs.cached(picture(graphs, seed=51), {"threshold": 2.0})
@@ -202,6 +207,7 @@ def test_a_chain_of_advanced_samplers_is_two_runs(server: Any, graphs: Any) -> N
         assert trace["skipped"] > 2
 
 
+@pytest.mark.claim("Graphs", "SplitSigmas, SamplerCustomAdvanced, schedules that do not fall")
 def test_split_sigmas_and_custom_sampling(server: Any, graphs: Any) -> None:
     graph = graphs.cached(picture(graphs, seed=61), {"threshold": 2.0})
     graph["noise"] = graphs.node("RandomNoise", noise_seed=4)

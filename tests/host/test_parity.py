@@ -71,6 +71,9 @@ def controlled(model: Any, control: dict[str, list[Tensor]] | None) -> Any:
     return patched
 
 
+@pytest.mark.claim(
+    "Add-ons", "FLUX ControlNet, on computed and skipped steps (against the host's blocks composed by hand)"
+)
 @pytest.mark.parametrize("with_control", [False, True])
 @pytest.mark.parametrize("order", ["control first", "cache first"])
 @pytest.mark.parametrize("size", [(12, 16), (14, 10)])
@@ -104,6 +107,7 @@ def test_cached_euler_run_equals_the_blocks_composed_by_hand(
     assert torch.allclose(ours, x, atol=2e-4 * x.abs().max().item())
 
 
+@pytest.mark.claim("Add-ons", "a ControlNet that starts or ends in the middle of a run")
 @pytest.mark.parametrize("slots", [("input", 0), ("output", 1)])
 def test_a_controlnet_that_starts_or_ends_mid_run_computes(host: Any, slots: tuple[str, int]) -> None:
     calls = 0

@@ -50,6 +50,7 @@ def failures(host: Any, check: Any) -> dict[str, str]:
     return wrong
 
 
+@pytest.mark.claim("Samplers", "every sampler of the host: attached and never skipping is bit-identical, CFG 1 and 3")
 @pytest.mark.parametrize(
     ("params", "cfg"), [({"threshold": 0.0}, 3.0), ({"threshold": 1e-6}, 1.0), ({"threshold": 1e-6}, 3.0)]
 )
@@ -63,6 +64,9 @@ def test_never_skipping_is_bit_identical_on_every_sampler(host: Any, params: dic
     assert failures(host, check) == {}
 
 
+@pytest.mark.claim(
+    "Samplers", "every sampler of the host: cached runs follow the schedule; dpm_fast and dpm_adaptive stand down"
+)
 def test_cached_runs_are_finite_and_steps_follow_the_schedule(host: Any) -> None:
     def check(name: str) -> None:
         out = host.sample(host.apply(**EAGER), sampler=name, steps=STEPS, size=(8, 8))
@@ -96,6 +100,10 @@ def test_single_call_samplers_visit_every_step_once_at_its_sigma(host: Any) -> N
     assert failures(host, check) == {}
 
 
+@pytest.mark.claim(
+    "Samplers",
+    "multi-call samplers (heun, dpm_2, dpmpp_2s, dpmpp_sde, seeds_2/3, sa_solver_pece, exp_heun) and their stages",
+)
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_multi_call_samplers_have_their_stages(host: Any, name: str) -> None:
     host.sample(host.apply(**EAGER), sampler=name, steps=STEPS, size=(8, 8))
@@ -104,6 +112,7 @@ def test_multi_call_samplers_have_their_stages(host: Any, name: str) -> None:
     assert set(middle) == {CALLS[name]}
 
 
+@pytest.mark.claim("Samplers", "heunpp2, which goes back up in sigma")
 def test_heunpp2_goes_back_up_and_that_evaluation_leaves_no_mark(host: Any) -> None:
     """Its second look at a higher sigma is computed and touches neither A, c nor history."""
     host.sample(host.apply(**EAGER), sampler="heunpp2", steps=STEPS, size=(8, 8))
@@ -117,6 +126,7 @@ def test_heunpp2_goes_back_up_and_that_evaluation_leaves_no_mark(host: Any) -> N
             assert evaluations[i]["reason"] == "sigma rose"
 
 
+@pytest.mark.claim("Samplers", "uni_pc, which writes into the sigmas")
 def test_uni_pc_writing_into_sigmas_does_not_move_the_steps(host: Any) -> None:
     host.sample(host.apply(**EAGER), sampler="uni_pc", steps=STEPS, size=(8, 8))
     sigmas = [e["sigma"] for e in host.trace()["evaluations"]]
@@ -124,6 +134,7 @@ def test_uni_pc_writing_into_sigmas_does_not_move_the_steps(host: Any) -> None:
     assert host.trace()["evaluations"][-1]["reason"] == "last step"
 
 
+@pytest.mark.claim("Samplers", "stochastic samplers, with a note")
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
 def test_stochastic_samplers_work_with_a_note(host: Any, sampler: str) -> None:
     host.sample(host.apply(**EAGER), sampler=sampler, steps=STEPS, size=(8, 8))
