@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
+
+Standard library only. Each command sets up what it needs on first use (bench/setup_host.py) and runs it in the Python
+of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import server, setup_host
+from bench.provision import SetupError, cache_folder, say
+from bench.setup_host import Host
+
+ROOT = Path(__file__).resolve().parent
+TESTS = ROOT / "tests"
+HOST_TESTS = TESTS / "host"
+CONFIGURATION = str(ROOT / "pyproject.toml")
+COMMAND_LINE = ("dev.py", "bench/provision.py", "bench/server.py", "bench/setup_host.py")
+NOTHING_COLLECTED = 5  # pytest's exit code
+GRACE_SECONDS = 20
+# pytest's options whose next argument is their value and may look like a path of ours
+VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
+
+ENVIRONMENT_HELP = """\
+environment variables:
+  COMFYUI_PATH           use this ComfyUI folder; nothing is installed into it
+  COMFYUI_PYTHON         its Python (default: its venv, .venv or python_embeded, else this Python)
+  SPECTRALCACHE_CACHE    where our own ComfyUI and its packages are kept, several GB
+  SPECTRALCACHE_COMFYUI  which version that is, the first by default: {}"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses the command line and runs one command; returns its exit code."""
+    options, rest = parser().parse_known_args(arguments)
+    if rest and options.command == "serve":
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return options.run(options, rest)
+    except (SetupError, server.HostError) as error:
+        say(f"dev.py: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="dev.py",
+        description="Try, test and measure SpectralCache on a real ComfyUI.",
+        epilog=ENVIRONMENT_HELP.format(", ".join(setup_host.HOSTS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("demo", demo, "make pictures with and without the cache, and compare; bench/demo.py has more options")
+    command.add_argument("--json", metavar="FILE", help="write every figure here")
+    command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
+    add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
+    command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
+    if (ROOT / "bench" / "run.py").exists():
+        add("bench", bench, "measure quality and speed; arguments go to bench/run.py")
+    return top
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def demo(options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/demo.py in the host's Python."""
+    ours = [f"--{name}={getattr(options, name)}" for name in ("json", "out") if getattr(options, name)]
+    return run_script(ROOT / "bench" / "demo.py", [*ours, *rest])
+
+
+def bench(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/run.py in the host's Python."""
+    return run_script(ROOT / "bench" / "run.py", rest)
+
+
+def run_script(script: Path, arguments: list[str]) -> int:
+    """Runs one of our scripts in the host's Python, and in the user's folder: its arguments may be relative paths."""
+    host = setup_host.prepare()
+    return run([str(host.python), str(script), *arguments], host, cwd=None)
+
+
+def serve(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Runs ComfyUI in the foreground until Ctrl-C."""
+    server.require_free_port(options.port)  # before a set-up that takes minutes
+    host = setup_host.prepare()
+    base = server.base_directory(cache_folder() / "serve")
+    with server.Server(
+        base, comfyui=host.comfyui, python=host.python, port=options.port, environment=host.environment(), console=True
+    ) as running:
+        say(f"\nComfyUI with SpectralCache is at {running.url}; its files are in {base}. Ctrl-C ends it.\n")
+        return running.wait()
+
+
+def test(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs every check and returns the first failure's code. With arguments: pytest only."""
+    host = setup_host.prepare(tools=True)
+    codes = [] if rest else [run_ruff(host), run_mypy(host)]
+    codes.append(run_pytest(host, rest))
+    return next((code for code in codes if code), 0)
+
+
+# --- the checks -----------------------------------------------------------------------------------------------------
+
+
+def run_ruff(host: Host) -> int:
+    """Lints the whole repository."""
+    say("ruff check")
+    return run(host.module("ruff", "check", "--output-format=concise", str(ROOT)), host)
+
+
+def run_mypy(host: Host) -> int:
+    """Checks the types of the pack and of the command line."""
+    say("mypy")
+    options = ["--config-file", CONFIGURATION, "--cache-dir", str(ROOT / ".mypy_cache")]
+    with tempfile.TemporaryDirectory() as folder:
+        # ComfyUI loads the pack as one package with relative imports, whatever the clone's folder is called.
+        server.link(Path(folder) / server.PACK, ROOT)
+        packages = [f"--package={server.PACK}.{name}" for name in ("cache_core", "nodes")]
+        pack = run(host.module("mypy", *options, *packages), host, cwd=folder)
+    own = run(host.module("mypy", *options, *COMMAND_LINE), host)
+    return pack or own
+
+
+def run_pytest(host: Host, arguments: list[str]) -> int:
+    """Runs pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
+    options, paths = split_arguments(arguments)
+    core, hosted = route(paths)
+    common = ["-c", CONFIGURATION, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), *options]
+    processes = []
+    if core:
+        processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
+    if hosted:
+        processes.append([*common, *hosted])
+    return run_in_turn([host.module("pytest", *process) for process in processes], host)
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """pytest's arguments, parted into options and the tests to run (made absolute)."""
+    options, paths, before = [], [], ""
+    for argument in arguments:
+        name, *rest = argument.split("::")
+        path = Path(os.path.abspath(name))
+        is_value = before in VALUED_OPTIONS or argument.startswith("-")
+        if not is_value and path.exists() and (path in (ROOT, TESTS) or TESTS in path.parents):
+            paths.append("::".join([str(path), *rest]))
+        else:
+            options.append(argument)
+        before = argument
+    return options, paths
+
+
+def route(paths: list[str]) -> tuple[list[str], list[str]]:
+    """The tests for the core process and for the host process. None named: all."""
+    core, hosted = [], []
+    for name in paths or [str(TESTS)]:
+        path = Path(name.split("::")[0])
+        if path in (ROOT, TESTS):
+            core.append(str(TESTS))
+            hosted.append(str(HOST_TESTS))
+        elif path == HOST_TESTS or HOST_TESTS in path.parents:
+            hosted.append(name)
+        else:
+            core.append(name)
+    return core, hosted
+
+
+def run_in_turn(commands: list[list[str]], host: Host) -> int:
+    """Runs pytest processes. The summaries of the first are held back, so that all of them end the output."""
+    *first, last = commands
+    held, codes = [], []
+    for command in first:
+        code, line = run_holding_last_line([*command, "--color=yes"] if sys.stdout.isatty() else command, host)
+        codes.append(code)
+        held.append(line)
+    codes.append(run(last, host))
+    for line in held:
+        sys.stdout.buffer.write(line)
+    sys.stdout.flush()
+    # A selection such as -k may leave one process without tests, but not all.
+    failures = [code for code in codes if code not in (0, NOTHING_COLLECTED)]
+    return next(iter(failures), 0 if 0 in codes else NOTHING_COLLECTED)
+
+
+# --- child processes ------------------------------------------------------------------------------------------------
+
+
+def run(command: list[str], host: Host, cwd: Path | str | None = ROOT) -> int:
+    """Runs a command in the terminal; returns its exit code."""
+    with child(command, host, cwd=cwd) as process:
+        return process.wait()
+
+
+def run_holding_last_line(command: list[str], host: Host) -> tuple[int, bytes]:
+    """Like run, but returns the last line instead of printing it."""
+    held = b""
+    with child(command, host, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        for line in process.stdout or ():
+            sys.stdout.buffer.write(held)
+            sys.stdout.flush()
+            held = line
+        return process.wait(), held
+
+
+@contextmanager
+def child(command: list[str], host: Host, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process that never outlives us, and that may clean up: it stops the ComfyUI it started."""
+    process = subprocess.Popen(command, env=host.environment(), **options)
+    try:
+        yield process
+    except KeyboardInterrupt:  # Ctrl-C in a terminal has reached the child as well
+        _wait(process)
+        raise
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            _wait(process)
+            process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def stop_when_told() -> None:
+    """Being told to stop unwinds like any other exit, so that children are ended."""
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), leave)
+
+
+if __name__ == "__main__":
+    stop_when_told()
+    sys.exit(main())
