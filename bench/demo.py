@@ -43,7 +43,7 @@ from bench.demo_table import (
     title,
     untouched,
 )
-from bench.graphs import Graph, Picture, cached, uncached
+from bench.graphs import FREQCA_APPLY, Graph, Picture, cached, uncached
 from bench.server import HostError, Server, base_directory
 from cache_core.metrics import psnr, ssim
 
@@ -72,6 +72,9 @@ ROWS = (
     Variant("SpectralCache 0.8, up to 4", {"threshold": 0.8, "max_consecutive": 4}),
     Variant("TeaCache base 0.4", {"threshold": 0.4, **TEACACHE_BASE}),
     Variant("TeaCache base 0.6", {"threshold": 0.6, **TEACACHE_BASE}),
+    Variant("FreqCa, every 2nd", {"interval": 2}, FREQCA_APPLY),
+    Variant("FreqCa, every 4th", {"interval": 4}, FREQCA_APPLY),
+    Variant("both: decision 0.6 + FreqCa", {"schedule": "adaptive", "threshold": 0.6}, FREQCA_APPLY),
 )
 QUICK_ROWS = ROWS[3:5]
 QUICK_PROMPTS = 2
@@ -119,7 +122,7 @@ class Studio:
 
     def cached(self, picture: Picture, variant: Variant) -> tuple[bytes, Trace]:
         """The picture as PNG and what Cache Stats says about its run."""
-        png, outputs = self._run(cached(picture, variant.settings), variant.name)
+        png, outputs = self._run(cached(picture, variant.settings, variant.node), variant.name)
         trace = json.loads(outputs["stats"]["trace"][0])
         if trace["state"] != "done" or len(trace["evaluations"]) < picture.steps:
             notes = "; ".join(trace["notes"]) or "no reason given"

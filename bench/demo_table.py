@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.graphs import Picture
+from bench.graphs import APPLY, Picture
 
 Trace = Mapping[str, Any]
 
@@ -24,10 +24,11 @@ UNSTEADY = 0.1
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: what it is called and the inputs of SpectralCache Apply that differ from the defaults."""
+    """One row of the table: what it is called, and the inputs of its Apply node that differ from the defaults."""
 
     name: str
     settings: Mapping[str, Any]
+    node: str = APPLY
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,7 @@ def steadiness(lost: float) -> str:
 def gained(rows: Sequence[Row], default: str, steps: int, lost: float) -> str:
     """One sentence: what the default setting saved, and whether the times can be trusted."""
     chosen = [row for row in rows if row.variant.name == default]
-    parts = [
-        f"{row.speedup:.2f}x at CFG {row.cfg:g} ({row.skipped:.1f} of {steps} steps skipped)" for row in chosen
-    ]
+    parts = [f"{row.speedup:.2f}x at CFG {row.cfg:g} ({row.skipped:.1f} of {steps} steps skipped)" for row in chosen]
     doubt = "" if lost <= UNSTEADY else "; other programs disturbed the times"
     return f"Gained with {default}: sampling {_listed(parts)}{doubt}."
 

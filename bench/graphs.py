@@ -13,7 +13,9 @@ MODEL_FILE = "tiny_flux.safetensors"
 VAE_FILE = "tiny_taef1.safetensors"
 TRAINED_SIZE = 192
 
-# The defaults of SpectralCacheApply. ComfyUI's API takes no defaults: a graph has to name every input.
+APPLY, FREQCA_APPLY = "SpectralCacheApply", "SpectralCacheFreqCaApply"
+
+# The defaults of the Apply nodes. ComfyUI's API takes no defaults: a graph has to name every required input.
 APPLY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "threshold": 0.6,
@@ -27,6 +29,21 @@ APPLY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "end_percent": 1.0,
     }
 )
+FREQCA_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "interval": 4,
+        "warmup_steps": 3,
+        "last_steps": 1,
+        "transform": "dct",
+        "cutoff": 0.1,
+        "low_order": 0,
+        "high_order": 2,
+        "predictor": "hermite",
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
+)
+DEFAULTS = {APPLY: APPLY_DEFAULTS, FREQCA_APPLY: FREQCA_DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -73,10 +90,10 @@ def uncached(picture: Picture) -> Graph:
     }
 
 
-def cached(picture: Picture, settings: Mapping[str, Any] | None = None) -> Graph:
-    """The plain graph with SpectralCache Apply (id apply) before the sampler and Cache Stats (id stats) after it."""
+def cached(picture: Picture, settings: Mapping[str, Any] | None = None, apply: str = APPLY) -> Graph:
+    """The plain graph with an Apply node (id apply) before the sampler and Cache Stats (id stats) after it."""
     graph = uncached(picture)
-    graph["apply"] = node("SpectralCacheApply", model=link("shift"), **{**APPLY_DEFAULTS, **(settings or {})})
+    graph["apply"] = node(apply, model=link("shift"), **{**DEFAULTS[apply], **(settings or {})})
     graph["sampler"]["inputs"]["model"] = link("apply")
     graph["stats"] = node("SpectralCacheStats", model=link("apply"), after=link("sampler"))
     return graph

@@ -149,7 +149,9 @@ def summary(trace: Trace) -> str:
     parts = [f"{trace['method']}: {trace['steps']} steps", f"{trace['skipped']} skipped"]
     if trace["partial"]:
         parts.append(f"{trace['partial']} in part")
-    parts += [f"{measured_speedup(trace):.2f}x", megabytes(trace["cache_bytes"])]
+    if trace["skipped"] + trace["partial"]:  # else a measured figure would only show how steady the clock is
+        parts.append(f"{measured_speedup(trace):.2f}x")
+    parts.append(megabytes(trace["cache_bytes"]))
     if trace["state"] != "done":
         parts.append(trace["state"])
     return ", ".join(parts)
@@ -181,10 +183,16 @@ def _gain(trace: Trace) -> list[str]:
     if not trace["evaluations"]:
         return []
     lines = [f"Model: {trace['model']}; site: {trace['site']}; state: {trace['state']}"]
-    gained = f"{wall:.2f}x measured" if wall else "not measured"
-    lines.append(f"Speed-up: {gained}, {by_count:.2f}x by evaluations" if by_count else f"Speed-up: {gained}")
+    lines.append(f"Speed-up: {_speedup(trace, wall, by_count)}")
     lines.append(f"Memory held by the cache: {megabytes(trace['cache_bytes'])}, all of it freed after the run")
     return lines
+
+
+def _speedup(trace: Trace, wall: float | None, by_count: float | None) -> str:
+    if not trace["skipped"] + trace["partial"]:
+        return "none, nothing was skipped"
+    measured = f"{wall:.2f}x measured" if wall else "not measured"
+    return f"{measured}, {by_count:.2f}x by evaluations" if by_count else measured
 
 
 def _table(evaluations: list[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..cache_core import trace as traces
 from . import host
-from .schema import ALIASES, schema
+from .schema import schema
 from .timeline import timeline
 
 NO_RUN = (
@@ -34,7 +34,7 @@ class SpectralCacheStats(io.ComfyNode):
             node_id="SpectralCacheStats",
             display_name="Cache Stats",
             description="Shows what the cache skipped in the last run, why the rest was computed, and what it gained.",
-            search_aliases=[*ALIASES, "cache report", "statistics", "speedup"],
+            search_aliases=["cache report", "cache statistics", "speedup", "skipped steps", "timeline", "缓存统计"],
             inputs=[
                 io.Model.Input("model", tooltip="The model from the Apply node (the same one that the sampler uses)."),
                 io.AnyType.Input(
@@ -60,11 +60,10 @@ class SpectralCacheStats(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, after: Any) -> io.NodeOutput:
         try:
+            if host.attachment_of(model) is None:  # bypassed or never there: an earlier run is not this model's
+                return _output(cls, None, NO_PATCH)
             trace = _find(cls.hidden.dynprompt, cls.hidden.unique_id)
-            words = [NO_RUN] if trace is None else [traces.report(trace)]
-            if host.attachment_of(model) is None:
-                words.insert(0, NO_PATCH)
-            return _output(cls, trace, "\n".join(words))
+            return _output(cls, trace, NO_RUN if trace is None else traces.report(trace))
         except Exception as error:
             logging.getLogger("SpectralCache").warning("Cache Stats could not show the run.", exc_info=True)
             return _output(cls, None, f"Cache Stats could not show the run ({type(error).__name__}: {error}).")

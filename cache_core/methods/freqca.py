@@ -11,9 +11,8 @@ the token grid at `cutoff` of the largest radius: `predictors.bands(low=hold, hi
 
 Differs from the released code: the split is 2-D on the real token grid, of any shape, references left out (released:
 1-D along flattened tokens for FFT, square grids only for DCT); differences use the spacing that the anchors really
-have; the last step is computed. `reference` brings back the released arithmetic where it is well defined: the second
-difference divided by the newest spacing alone, and no differences before step 2. `schedule` adaptive lets
-SpectralCache's gate decide when.
+have; the last step is computed. `reference` brings back the released divisor of the second difference, the newest
+spacing alone. `schedule` adaptive lets SpectralCache's gate decide when.
 """
 
 from __future__ import annotations

@@ -110,11 +110,12 @@ def test_uneven_spacing_is_respected_unless_the_released_arithmetic_is_asked_for
     assert curvature(True) == pytest.approx((10.0 - 3.0) / 6)
 
 
-def test_the_release_forms_no_second_difference_at_the_end_of_the_warm_up() -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_the_warm_up_forms_no_second_difference(published: bool) -> None:
     """Derivatives exist from step 2 on: at step 2 only the first, from steps 1 and 2 (reference 1.4)."""
-    entries = history([(0, 1.0), (1, 0.9), (2, 0.8)])
-    assert hermite(2, published=True).weights(entries, at(4))[0] == 0
-    assert hermite(2).weights(entries, at(4))[0] != 0
+    warm, later = history([(0, 1.0), (1, 0.9), (2, 0.8)]), history([(1, 0.9), (2, 0.8), (6, 0.4)])
+    assert hermite(2, published=published).weights(warm, at(4))[0] == 0
+    assert hermite(2, published=published).weights(later, at(8))[0] != 0
 
 
 @pytest.mark.parametrize("order", [-1, 3])

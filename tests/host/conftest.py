@@ -112,10 +112,11 @@ def _load_pack() -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     """A plain file by path, so that no folder of ours gets onto `sys.path`."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"spectralcache_tests_{path.stem}"  # `server` is ComfyUI's own module
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

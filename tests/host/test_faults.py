@@ -42,12 +42,12 @@ def test_a_failure_in_the_middle_of_the_run_keeps_what_was_sampled(host: Any, mo
     predict = host.core.Session.predict
     calls = 0
 
-    def fail_third(self: Any, call: Any) -> Any:
+    def fail_third(self: Any, call: Any, *rest: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise RuntimeError("injected")
-        return predict(self, call)
+        return predict(self, call, *rest)
 
     monkeypatch.setattr(host.core.Session, "predict", fail_third)
     out = host.sample(host.apply(**FAST), steps=STEPS)

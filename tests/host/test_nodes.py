@@ -34,18 +34,9 @@ def test_the_contract_of_the_inputs(server: Any, graphs: Any) -> None:
     assert ranges["max_consecutive"] == ranges["gamma_low"] == ranges["gamma_high"] == (0, 1000)
     assert ranges["band_split"] == (0.01, 0.99) and ranges["start_percent"] == (0, 1)
     freqca = server.object_info("SpectralCacheFreqCaApply")["input"]["required"]
-    assert {name: spec[1]["default"] for name, spec in freqca.items() if name != "model"} == {
-        "interval": 4,
-        "warmup_steps": 3,
-        "last_steps": 1,
-        "transform": "dct",
-        "cutoff": 0.1,
-        "low_order": 0,
-        "high_order": 2,
-        "predictor": "hermite",
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-    }
+    assert {name: spec[1]["default"] for name, spec in freqca.items() if name != "model"} == dict(
+        graphs.FREQCA_DEFAULTS
+    )
     stats = server.object_info("SpectralCacheStats")
     assert list(stats["input"]["required"]) == ["model", "after"]
     assert stats["output"] == ["STRING", "IMAGE", "FLOAT", "STRING"]
@@ -62,9 +53,8 @@ def test_every_input_has_help_and_the_node_is_found(server: Any, node: str) -> N
             tooltip = spec[1]["tooltip"]
             says_what = any(word in tooltip.lower() for word in ("higher", "lower", "bold", "same", "soft", "off", ":"))
             assert says_what, f"{name}: no direction in {tooltip!r}"
-    assert {"teacache", "first block cache", "wavespeed", "magcache", "easycache", "加速", "缓存"} <= set(
-        info["search_aliases"]
-    )
+    words = {"teacache", "first block cache", "wavespeed", "magcache", "easycache", "speed up", "加速", "缓存"}
+    assert (words <= set(info["search_aliases"])) == (node != "SpectralCacheStats")  # they want the Apply node first
     assert info["category"] == "SpectralCache" and len(info["description"]) > 60
 
 
@@ -153,11 +143,24 @@ def test_statistics_never_raise(server: Any, graphs: Any) -> None:
     entry = server.run(graph)
     report, trace = stats_of(entry)
     assert entry["status"]["status_str"] == "success" and "save" in entry["outputs"]
-    assert "No run to show" in report and "carries no cache" in report
+    assert "carries no cache" in report
     assert (
         trace["evaluations"] == [] and trace["version"] == 1 and trace["speedup"] == {"evaluations": None, "wall": None}
     )
     assert entry["outputs"]["preview"]["text"] == ["1.0"]
+
+    graph = graphs.cached(picture(graphs, seed=32))
+    graph["stats"]["inputs"]["after"] = graphs.link("latent")
+    report, trace = stats_of(server.run(graph))
+    assert "No run to show" in report and trace["evaluations"] == []
+
+
+def test_a_bypassed_apply_does_not_show_an_earlier_run(server: Any, graphs: Any) -> None:
+    server.run(graphs.cached(picture(graphs, seed=33), {"threshold": 2.0}))
+    graph = graphs.uncached(picture(graphs, seed=33))
+    graph["stats"] = graphs.node("SpectralCacheStats", model=graphs.link("shift"), after=graphs.link("sampler"))
+    report, trace = stats_of(server.run(graph))
+    assert "carries no cache" in report and trace["evaluations"] == []
 
 
 def test_statistics_show_the_sampler_they_hang_on(server: Any, graphs: Any) -> None:
@@ -261,11 +264,7 @@ def test_an_interrupt_ends_the_run_and_the_next_one_is_clean(server: Any, graphs
 
 @pytest.mark.parametrize("settings", [{"interval": 3}, {"interval": 1}, {"predictor": "newton", "transform": "fft"}])
 def test_freqca_through_the_server(server: Any, graphs: Any, settings: dict[str, Any]) -> None:
-    graph = graphs.cached(picture(graphs, seed=81))
-    defaults = server.object_info("SpectralCacheFreqCaApply")["input"]["required"]
-    values = {name: spec[1]["default"] for name, spec in defaults.items() if name != "model"}
-    graph["apply"] = graphs.node("SpectralCacheFreqCaApply", model=graphs.link("shift"), **{**values, **settings})
-    report, trace = stats_of(server.run(graph))
+    report, trace = stats_of(server.run(graphs.cached(picture(graphs, seed=81), settings, graphs.FREQCA_APPLY)))
     assert trace["method"] == "FreqCa" and trace["state"] == "done"
     assert (trace["skipped"] > 0) == (settings.get("interval") != 1)
     assert "Memory held" in report
