@@ -1,4 +1,4 @@
-"""The thumbnail of the shipped workflow: pictures of the full run over those of the cached run, and what it skipped.
+"""The thumbnails of the shipped workflows: pictures of the full run over those of the cached run, and what it skipped.
 
     COMFYUI_PATH=<a ComfyUI> python bench/thumbnail.py
 
@@ -21,16 +21,20 @@ if __name__ == "__main__":  # started as a file: the folder on the path is bench
 
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.graphs import APPLY_DEFAULTS, Graph, Picture, cached, uncached
+from bench.graphs import APPLY, DEFAULTS, FREQCA_APPLY, Graph, Picture, cached, uncached
 from bench.server import ROOT, Server, base_directory
 
-WORKFLOW = ROOT / "workflows" / "flux_dev_spectralcache.json"
+WORKFLOWS = {
+    ROOT / "workflows" / "flux_dev_spectralcache.json": APPLY,
+    ROOT / "workflows" / "flux_dev_freqca.json": FREQCA_APPLY,
+}
+NAMES = {APPLY: "SpectralCache", FREQCA_APPLY: "FreqCa"}
 PICTURES = tuple(
     Picture(prompt, cfg=3.0, seed=3) for prompt in ("a photo of rocket", "a photo of galaxy", "a photo of retina")
 )
 
 SIDE, MARGIN, CELL = 512, 10, 157
-ROWS = {"every step": 8, "SpectralCache": 208}  # heading and its top
+TOPS = (8, 208)  # of the two rows
 HEADING, LETTERS = 34, 24
 STRIP = (MARGIN, 462, SIDE - MARGIN, 500)
 LOW = 14
@@ -38,25 +42,25 @@ GROUND, INK, COMPUTED, SKIPPED = "#202225", "#f2f2f2", "#56b4e9", "#585e67"  # a
 QUALITY = 90
 
 
-def settings(workflow: Path) -> dict[str, Any]:
-    """What the graph sets on its SpectralCache Apply."""
+def settings(workflow: Path, apply: str) -> dict[str, Any]:
+    """What the graph sets on its Apply node."""
     nodes = json.loads(workflow.read_text("utf-8"))["nodes"]
-    values = next(node["widgets_values"] for node in nodes if node["type"] == "SpectralCacheApply")
-    return dict(zip(APPLY_DEFAULTS, values, strict=True))
+    values = next(node["widgets_values"] for node in nodes if node["type"] == apply)
+    return dict(zip(DEFAULTS[apply], values, strict=False))  # inputs behind the contract's keep their defaults
 
 
-def compose(full: Sequence[bytes], fast: Sequence[bytes], trace: Mapping[str, Any]) -> Image.Image:
+def compose(full: Sequence[bytes], fast: Sequence[bytes], trace: Mapping[str, Any], name: str) -> Image.Image:
     """Two rows of pictures with their headings, and the steps of one cached run."""
     canvas = Image.new("RGB", (SIDE, SIDE), GROUND)
     draw = ImageDraw.Draw(canvas)
     typeface = ImageFont.load_default(LETTERS)
-    for (heading, top), row in zip(ROWS.items(), (full, fast), strict=True):
+    for heading, top, row in zip(("every step", name), TOPS, (full, fast), strict=True):
         draw.text((SIDE / 2, top), heading, INK, font=typeface, anchor="mt")
         for i, png in enumerate(row):
             picture = Image.open(io.BytesIO(png)).convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
             canvas.paste(picture, (MARGIN + i * (CELL + MARGIN), top + HEADING))
     words = f"{trace['steps']} steps, {trace['skipped']} skipped"
-    draw.text((SIDE / 2, ROWS["SpectralCache"] + HEADING + CELL + 16), words, INK, font=typeface, anchor="mt")
+    draw.text((SIDE / 2, TOPS[1] + HEADING + CELL + 16), words, INK, font=typeface, anchor="mt")
     _strip(draw, [evaluation["action"] for evaluation in trace["evaluations"]])
     return canvas
 
@@ -72,10 +76,7 @@ def _strip(draw: ImageDraw.ImageDraw, actions: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=WORKFLOW.with_suffix(".jpg"))
-    out = parser.parse_args().out
-    params = settings(WORKFLOW)
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as base, Server(base_directory(base)) as server:
 
         def make(graph: Graph) -> tuple[bytes, dict[str, Any]]:
@@ -83,9 +84,13 @@ def main() -> None:
             return server.image(outputs["save"]["images"][0]), outputs
 
         full = [make(uncached(picture))[0] for picture in PICTURES]
-        fast, outputs = zip(*(make(cached(picture, params)) for picture in PICTURES), strict=True)
-    compose(full, fast, json.loads(outputs[0]["stats"]["trace"][0])).save(out, quality=QUALITY, optimize=True)
-    print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
+        for workflow, apply in WORKFLOWS.items():
+            params = settings(workflow, apply)
+            fast, outputs = zip(*(make(cached(picture, params, apply)) for picture in PICTURES), strict=True)
+            out = workflow.with_suffix(".jpg")
+            trace = json.loads(outputs[0]["stats"]["trace"][0])
+            compose(full, fast, trace, NAMES[apply]).save(out, quality=QUALITY, optimize=True)
+            print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
