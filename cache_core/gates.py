@@ -166,7 +166,8 @@ class AllOf(Gate):
         refusal = next((verdict.reason for verdict in verdicts if not verdict.skip), "")
         limits = {name: value for verdict in verdicts for name, value in verdict.limits.items()}
         note = next((verdict.note for verdict in verdicts if verdict.note), "")
-        return Verdict(not refusal, refusal or "below every limit", limits, note)
+        agreed = "below every limit" if limits else "between computed steps"
+        return Verdict(not refusal, refusal or agreed, limits, note)
 
     def settle(self, advanced: Figures, skipped: bool) -> Figures:
         return {name: value for gate in self.gates for name, value in gate.settle(advanced, skipped).items()}

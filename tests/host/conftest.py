@@ -157,6 +157,7 @@ class Host:
 
         self.comfy = sys.modules["comfy"]
         self.host = importlib.import_module(f"{PACK}.nodes.host")
+        self.sites = importlib.import_module(f"{PACK}.nodes.sites")
         self.core = importlib.import_module(f"{PACK}.cache_core")
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
@@ -168,6 +169,15 @@ class Host:
     def load(self) -> Any:
         """A fresh copy of the small trained FLUX."""
         return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+
+    def recorder(self, model: str, steps: int) -> Any:
+        """A recorder for a session that a test drives itself."""
+        trace = importlib.import_module(f"{PACK}.cache_core.trace")
+        return trace.Recorder("test", {}, model, "model", steps)
+
+    def lane(self, name: str) -> Any:
+        """A lane key."""
+        return importlib.import_module(f"{PACK}.cache_core.session").LaneKey(name)
 
     def weight_patches(self, suffix: str) -> dict[str, Any]:
         """A small random change of some weights, in the form in which LoRAs reach a ModelPatcher."""

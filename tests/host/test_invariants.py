@@ -204,7 +204,7 @@ def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any) -> None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [5, 8, 20])
+@pytest.mark.parametrize("steps", [5, 6, 7, 8, 20])
 def test_first_and_last_step_are_computed(host: Any, sampler: str, steps: int) -> None:
     host.sample(
         host.apply(threshold=10, max_consecutive=1000, gamma_low=1000, gamma_high=1000), sampler=sampler, steps=steps
@@ -215,7 +215,7 @@ def test_first_and_last_step_are_computed(host: Any, sampler: str, steps: int) -
 
 
 @pytest.mark.claim("Complaints about caching packs", "few-step models: nothing is skipped, and it is said")
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_too_few_steps_stand_down_with_a_note(host: Any, steps: int) -> None:
     plain = host.sample(host.model, steps=steps)
     assert torch.equal(host.sample(host.apply(**FAST), steps=steps), plain)

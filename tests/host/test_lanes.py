@@ -170,6 +170,25 @@ def test_skip_layer_guidance_bypasses_the_cache(host: Any, order: str, cfg: floa
     assert float((out - plain).abs().mean()) < float(plain.abs().mean())
 
 
+@pytest.mark.claim("Conditioning", "Perturbed Attention Guidance's extra pass, and Normalized Attention Guidance")
+@pytest.mark.parametrize("name", ["PAG", "NAG"])
+def test_attention_guidance(host: Any, name: str) -> None:
+    from comfy_extras.nodes_nag import NAGuidance
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    def guidance(model: Any) -> Any:
+        if name == "PAG":
+            return PerturbedAttentionGuidance.execute(model, 2.0)[0]
+        return NAGuidance.execute(model, 5.0, 0.5, 1.5)[0]
+
+    plain = host.sample(guidance(host.model), cfg=3.0, steps=STEPS)
+    for model in (guidance(host.apply(threshold=1e-6)), host.apply(guidance(host.model), threshold=1e-6)):
+        assert torch.equal(host.sample(model, cfg=3.0, steps=STEPS), plain)
+    out = host.sample(guidance(host.apply(**FAST)), cfg=3.0, steps=STEPS)
+    assert torch.isfinite(out).all()
+    assert sum(e["skip"] for e in host.trace()["evaluations"]) >= 6
+
+
 @pytest.mark.claim("Conditioning", "context windows (Wan)")
 def test_context_windows_are_lanes_of_their_own(host: Any) -> None:
     """Windows share the conditioning's uuid; on a video model each has its own tokens."""

@@ -105,3 +105,40 @@ def test_batched_and_split_conditionings_agree(host: Any, family: Family, monkey
     apart = family.sample(host.apply(family.patcher, **SKIPPING), cfg=3.0)
     assert [(e["step"], e["action"], e["reason"]) for e in host.trace()["evaluations"]] == first
     assert torch.allclose(together, apart, atol=1e-3 * float(together.abs().max()))
+
+
+@pytest.mark.claim(
+    "Models", "several latents packed into one (audio with video): whole model calls, bands not told apart"
+)
+@pytest.mark.parametrize("method", ["spectralcache", "freqca"])
+def test_packed_latents(host: Any, method: str) -> None:
+    """The host packs nested latents into b 1 n before the model; apply_model sees and returns the pack."""
+    sites = host.sites
+    params = SKIPPING if method == "spectralcache" else {"interval": 3}
+    build = host.core.methods()[method](**params)
+    sigmas = [1 - i / STEPS for i in range(STEPS + 1)]
+    recorder = host.recorder("toy", STEPS)
+    session = host.core.Session(build, sigmas, recorder)
+    site = sites.WholeModel(session)
+    sampling = host.model.get_model_object("model_sampling")
+    velocity = torch.randn(2, 1, 37, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 1, 37, generator=torch.Generator().manual_seed(1))
+    computed = 0
+
+    def forward(options: dict[str, Any]) -> torch.Tensor:
+        nonlocal computed
+        computed += 1
+        return x - sigma.view(-1, 1, 1) * velocity
+
+    for i in range(STEPS):
+        sigma = torch.full((2,), sigmas[i])
+        session.begin(sigma)
+        call = session.open([host.lane("cond")], [slice(0, 2)])
+        denoised = site.run(sites.ModelCall(call, x, sigma, {}, sampling), forward)
+        session.end()
+        assert torch.allclose(
+            denoised, x - sigmas[i] * velocity, atol=1e-5
+        )  # d is constant, so every forecast is exact
+        x = x + (sigmas[i + 1] - sigmas[i]) * velocity
+    assert computed == STEPS - sum(r.action == "skipped" for r in recorder.records) < STEPS
+    assert any("no grid" in note for note in recorder.notes) == (method == "freqca")
