@@ -15,7 +15,7 @@ def check(
     params: Mapping[str, object],
     ranges: Ranges,
     ordered: Ordered = (),
-    choices: Mapping[str, Iterable[str]] | None = None,
+    choices: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Raise `CacheError` with the value and the way out.
 

@@ -1,12 +1,12 @@
-"""The only file that touches ComfyUI's patcher and wrappers. Every hook is installed here, once, for the reason beside
-it.
+"""The only file that touches ComfyUI's patcher and wrappers. Every hook is installed here, with the reason beside it.
 
 SAMPLER_SAMPLE   the run's bracket: the model is loaded, `extra_args["model_options"]` is a private clone that dies with
                  the run. The session is made here, from the plan on the model and the run's sigmas, and freed in
                  `finally`.
 PREDICT_NOISE    one denoiser evaluation, however the host batches conditionings: one tick of the method.
 APPLY_MODEL      one model call; its transformer_options are final here, with patches bound to conditionings merged in.
-                 Our block hooks go around whatever holds a slot now. It is also outside any compiled graph.
+                 The site (`sites`) puts block hooks around whatever holds a slot now, or answers in the model's place.
+                 It is also outside any compiled graph.
 
 Nothing is written to the model, the module or the node's output: a plan on the clone is all that outlives a run.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +29,8 @@ from ..cache_core import Method, RunBook, Session, architecture_of, summary
 from ..cache_core.session import LaneKey
 from ..cache_core.trace import Recorder, State
 from ..cache_core.types import MODEL, TRUNK
-from .sites import KEY, ModelCall, Options, Site, Trunk, WholeModel
+from .sites import KEY, LOG, ModelCall, Options, Site, Trunk, WholeModel, fail_open, warn
 
-LOG = logging.getLogger("SpectralCache")
 RUNS = RunBook()
 
 MIN_STEPS, FEW_STEPS = 5, 8
@@ -50,7 +48,6 @@ OTHER_CACHES = (
     "cachedit",
     "taylorseer",
 )
-COMPILE_KEY = "torch.compile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,18 @@ class Attachment:
 
 
 def attach(model: Any, method: Method, node_id: str | None) -> Any:
-    """A clone of a ModelPatcher on which `method` runs; an earlier attachment of ours is replaced, not stacked."""
+    """A clone of a ModelPatcher on which `method` runs; an earlier attachment of ours is replaced, not stacked.
+
+    On a ComfyUI without these hooks the model comes back as it is: a workflow that worked keeps working.
+    """
+    try:
+        return _attach(model, method, node_id)
+    except Exception:
+        LOG.warning("SpectralCache cannot be attached on this ComfyUI; the model is sampled without it.", exc_info=True)
+        return model
+
+
+def _attach(model: Any, method: Method, node_id: str | None) -> Any:
     wrappers = comfy.patcher_extension.WrappersMP
     clone = model.clone()
     attachment = Attachment(method, node_id)
@@ -160,6 +168,8 @@ def _start(
     if session.active:
         for remark in _remarks(sampler, levels):
             recorder.note(remark)
+        if architecture is None:
+            recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
     return run
 
 
@@ -224,12 +234,6 @@ def _other_caches(model_options: Mapping[str, Any]) -> list[str]:
     return sorted({cache for cache in OTHER_CACHES for mark in marks if cache in mark.lower()})
 
 
-def warn(session: Session, why: str) -> None:
-    """Stand down for the rest of the run: once in the log, once in the trace."""
-    if session.stand_down(why):
-        LOG.warning("SpectralCache: %s.", why)
-
-
 # one evaluation, one model call ---------------------------------------------------------------------------------------
 
 
@@ -246,9 +250,11 @@ def predict_noise(
     run = options.get("transformer_options", {}).get(KEY)
     if not isinstance(run, Run):
         return executor(x, timestep, options, *args, **kwargs)
-    run.session.begin(timestep)
+    with fail_open(run.session):
+        run.session.begin(timestep)
     out = executor(x, timestep, options, *args, **kwargs)
-    run.session.end()
+    with fail_open(run.session):
+        run.session.end()
     return out
 
 
@@ -269,13 +275,10 @@ def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
             return executor(*args[:OPTIONS_POSITION], ours, *args[OPTIONS_POSITION + 1 :], **kwargs)
         return executor(*args, **{**kwargs, "transformer_options": ours})
 
-    try:
+    site, call = None, None
+    with fail_open(run.session):
         call = _open_call(run, executor.class_obj, args, kwargs, options)
         site = run.site(_bare(executor.class_obj.diffusion_model)) if call is not None else None
-    except Exception as error:
-        LOG.debug("SpectralCache", exc_info=True)
-        warn(run.session, f"this model call could not be followed ({type(error).__name__}: {error})")
-        site = None
     return forward(options) if site is None or call is None else site.run(call, forward)
 
 

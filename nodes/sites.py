@@ -62,23 +62,37 @@ class Site(Protocol):
         """Compute or skip: returns what the model call returns, the denoised latent (b c ...)."""
 
 
-class _Guarded:
+def warn(session: Session, why: str) -> None:
+    """Stand down for the rest of the run: once in the log, once in the trace."""
+    if session.stand_down(why):
+        LOG.warning("SpectralCache: %s.", why)
+
+
+@contextlib.contextmanager
+def fail_open(session: Session) -> Iterator[None]:
     """Our own work may fail; the picture may not. On any error the run goes on uncached and says so once."""
+    try:
+        yield
+    except Exception as error:
+        LOG.debug("SpectralCache", exc_info=True)
+        warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
+
+
+class _Guarded:
+    """A site whose own work cannot break a model call."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
     @contextlib.contextmanager
     def guard(self, call: ModelCall) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            call.call.skip = False
-            call.entry = call.target = None
-            LOG.debug("SpectralCache", exc_info=True)
-            why = f"caching failed ({type(error).__name__}: {error}); the run goes on uncached"
-            if self.session.stand_down(why):
-                LOG.warning("SpectralCache: %s.", why)
+        with fail_open(self.session):
+            try:
+                yield
+            except Exception:
+                call.call.skip = False
+                call.entry = call.target = None
+                raise
 
 
 class WholeModel(_Guarded):

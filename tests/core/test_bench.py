@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bench import (
     ablation,
+    chart,
     predictor_parts,
     predictors,
     presets,
     quality,
+    quality_plot,
     quality_report,
     readme_command,
     speed_report,
@@ -261,3 +264,28 @@ def test_committed_documents_come_from_their_csv(name: str) -> None:
     text = (folder / f"{name}.md").read_text("utf-8")
     about = text.strip().rsplit("\n\n", 1)[-1]
     assert quality_report.report(tables.read_csv(folder / f"{name}.csv"), about) == text
+
+
+def test_the_plot_has_every_family_and_leaves_out_what_skipped_nothing(csv: Path, tmp_path: Path) -> None:
+    rows = tables.read_csv(csv)
+    names = [curve.name for curve in quality_plot.curves(rows, "psnr")]
+    assert names == ["good", "bad", "fewer steps"]
+    quality_plot.draw(rows, tmp_path / "quality.png")
+    with Image.open(tmp_path / "quality.png") as image:
+        assert min(image.size) > 500 and len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_ticks_are_round_and_cover_the_values() -> None:
+    assert chart.ticks(4, 28) == [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0]
+    for low, high in ((0.61, 0.998), (21.3, 47.9), (3, 3)):
+        found = chart.ticks(low, high)
+        assert found[0] <= low and found[-1] >= high and len(found) <= 11
+
+
+def test_every_predictor_arm_is_a_method_that_the_engine_accepts() -> None:
+    """A composition with a hole in it would only show after minutes of sampling."""
+    for arm in predictors.arms():
+        if arm.kind == "bench":
+            method = predictors.method_of(arm)
+            assert not method.never and 1 <= method.rules[0].predictor.depth <= 3
+            assert method.feature == ("absolute" if arm.params["feature"] == "absolute" else "residual")

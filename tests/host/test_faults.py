@@ -19,7 +19,7 @@ STEPS = 12
 
 
 @pytest.mark.claim("Complaints about caching packs", "a failing cache breaks the run, or samples it a second time")
-@pytest.mark.parametrize("place", ["enter", "predict", "keep", "open"])
+@pytest.mark.parametrize("place", ["begin", "open", "enter", "predict", "keep", "end"])
 @pytest.mark.parametrize("error", [RuntimeError("injected"), torch.OutOfMemoryError("injected")])
 def test_our_failure_costs_the_cache_and_never_the_picture(
     host: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str, error: Exception
@@ -33,7 +33,8 @@ def test_our_failure_costs_the_cache_and_never_the_picture(
     out = host.sample(host.apply(**FAST), steps=STEPS)
     trace = host.trace()
     assert torch.equal(out, plain)
-    assert trace["state"] == "stood down" and len(trace["evaluations"]) == STEPS
+    assert trace["state"] == "stood down"
+    assert len(trace["evaluations"]) == (0 if place in ("begin", "end") else STEPS)  # those two make the records
     assert sum("injected" in note for note in trace["notes"]) == 1
     assert sum("injected" in record.getMessage() for record in caplog.records if record.levelname == "WARNING") == 1
 
@@ -284,6 +285,18 @@ def test_a_host_that_has_changed_samples_uncached_with_one_warning(
     attachment = host.host.Attachment(host.spectralcache(), None)
     assert host.host.sampler_sample(attachment, Executor(), guider, sigmas, extra) == "sampled"
     assert len([r for r in caplog.records if r.levelname == "WARNING" and "could not start" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("kind", ["SAMPLER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL"])
+def test_a_host_without_one_of_our_hooks_samples_uncached_with_one_warning(
+    host: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    plain = host.sample(host.model, steps=STEPS)
+    with monkeypatch.context() as patch:
+        patch.delattr(host.comfy.patcher_extension.WrappersMP, kind)
+        model = host.apply(**FAST)
+    assert torch.equal(host.sample(model, steps=STEPS), plain)
+    assert len([r for r in caplog.records if "cannot be attached" in r.getMessage()]) == 1
 
 
 @pytest.mark.claim("Complaints about caching packs", "a ComfyUI update renames a model's inside: it samples uncached")
