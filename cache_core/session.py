@@ -159,6 +159,8 @@ class Session:
         for lane, look in zip(lanes, looks, strict=True):
             if evaluation.rising:
                 continue
+            if lane.facts != facts:  # no forecast from before a change to behind it
+                lane.history = History(self.rule.predictor.depth)
             lane.facts = facts
             lane.past = {name: self._keep(tensor) for name, tensor in look.items()}
             if not call.skip:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cache_core import session as sessions
 from cache_core.coefficients import IDENTITY, Calibration
 from cache_core.history import History
+from cache_core.methods.freqca import freqca
 from cache_core.methods.spectralcache import spectralcache
 from cache_core.session import Facts, LaneKey, Session
 from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary
@@ -136,6 +137,17 @@ def test_a_changed_shape_computes() -> None:
     assert toy.evaluate(2, [["a"]], shape=(6, 8)) == [False]
     assert toy.recorder.records[-1].reason == "shape changed"
     assert toy.evaluate(3, [["a"]], shape=(6, 8)) == [True]
+
+
+def test_nothing_is_forecast_across_a_change() -> None:
+    """Three features of history, then another shape: only what was computed behind the change counts."""
+    toy = Toy(method=freqca(interval=2, warmup_steps=3, transform="none"))
+    for step in range(5):
+        toy.evaluate(step, [["a"]], shape=(4, 8))
+    toy.evaluate(5, [["a"]], shape=(6, 8))
+    assert toy.recorder.records[-1].reason == "shape changed"
+    assert toy.evaluate(7, [["a"]], shape=(6, 8)) == [True]
+    assert toy.predicted[-1] == {"a": 500 + ord("a")}
 
 
 def test_an_evaluation_above_the_one_before_leaves_no_mark() -> None:

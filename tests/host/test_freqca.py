@@ -187,3 +187,32 @@ def test_half_precision(host: Any, dtype: torch.dtype) -> None:
     plain = host.sample(model, steps=STEPS)
     assert torch.equal(host.sample(host.freqca(model, warmup_steps=100), steps=STEPS), plain)
     assert torch.isfinite(host.sample(host.freqca(model), steps=STEPS)).all()
+
+
+def test_nothing_is_forecast_across_the_start_of_a_controlnet(host: Any) -> None:
+    """A ControlNet that starts at evaluation 7 makes a step in every feature: the forecast begins anew behind it."""
+    calls = 0
+
+    def add(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        control = {"input": [torch.full((1, 48, 256), 0.5)], "output": []} if calls > 7 else None
+        return executor(*args[:4], control, *args[5:], **kwargs)
+
+    controlled = host.model.clone()
+    controlled.add_wrapper_with_key("apply_model", "control", add)
+    predictors = host.core.methods()["freqca"]().rules[0].predictor
+    lengths: list[tuple[int, int]] = []
+    predict = type(predictors).predict
+
+    def watched(self: Any, history: Any, now: Any, grid: Any = None) -> Any:
+        lengths.append((now.index, len(history)))
+        return predict(self, history, now, grid)
+
+    type(predictors).predict = watched
+    try:
+        host.sample(host.freqca(controlled), steps=STEPS)
+    finally:
+        type(predictors).predict = predict
+    assert [e["reason"] for e in host.trace()["evaluations"] if e["step"] == 7] == ["control changed"]
+    assert dict(lengths) == {3: 3, 4: 3, 5: 3, 8: 1, 9: 1, 11: 2, 12: 2}
