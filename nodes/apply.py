@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..cache_core.methods.spectralcache import ORDERED, RANGES, spectralcache
-from ..cache_core.parameters import check
-from ..cache_core.types import CacheError
+from ..cache_core.parameters import Ranges, check
+from ..cache_core.types import CacheError, Method
 from . import host
 from .schema import ADVANCED, ALIASES, schema
 
@@ -52,19 +53,31 @@ class SpectralCacheApply(io.ComfyNode):
             "start_percent": start_percent,
             "end_percent": end_percent,
         }
-        try:
-            check(given, RANGES, ORDERED)
-        except CacheError as error:
-            return f"{NAME}: {error}"
-        return True
+        return verdict(NAME, given, RANGES)
 
     @classmethod
     def execute(cls, model: Any, **params: Any) -> io.NodeOutput:
-        try:
-            method = spectralcache(**params)
-        except CacheError as error:
-            raise CacheError(f"{NAME}: {error}") from None
-        return io.NodeOutput(host.attach(model, method, cls.hidden.unique_id))
+        return applied(cls, NAME, spectralcache, model, params)
+
+
+def verdict(name: str, given: Mapping[str, float | None], ranges: Ranges) -> bool | str:
+    """What `validate_inputs` answers: True, or the refusal with the node's name, the value and the way out."""
+    try:
+        check(given, ranges, ORDERED)
+    except CacheError as error:
+        return f"{name}: {error}"
+    return True
+
+
+def applied(
+    node: type[io.ComfyNode], name: str, build: Callable[..., Method], model: Any, params: Mapping[str, Any]
+) -> io.NodeOutput:
+    """The model with a method on it; checks everything again, since linked values are only known now."""
+    try:
+        method = build(**params)
+    except CacheError as error:
+        raise CacheError(f"{name}: {error}") from None
+    return io.NodeOutput(host.attach(model, method, node.hidden.unique_id))
 
 
 THRESHOLD = (

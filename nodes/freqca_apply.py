@@ -7,11 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..cache_core.methods.freqca import CHOICES, RANGES, freqca
-from ..cache_core.methods.spectralcache import ORDERED
-from ..cache_core.parameters import check
-from ..cache_core.types import CacheError
-from . import host
-from .apply import ADVANCED_WIDGETS, MAX_CONSECUTIVE, THRESHOLD
+from .apply import ADVANCED_WIDGETS, MAX_CONSECUTIVE, THRESHOLD, applied, verdict
 from .schema import ADVANCED, ALIASES, schema
 
 NAME = "FreqCa Apply"
@@ -48,19 +44,11 @@ class SpectralCacheFreqCaApply(io.ComfyNode):
     ) -> bool | str:
         """Before anything runs: only what has to be compared; ComfyUI checks the rest. Linked inputs are None."""
         given = {"start_percent": start_percent, "end_percent": end_percent, "tads_min": tads_min, "tads_max": tads_max}
-        try:
-            check(given, RANGES, ORDERED)
-        except CacheError as error:
-            return f"{NAME}: {error}"
-        return True
+        return verdict(NAME, given, RANGES)
 
     @classmethod
     def execute(cls, model: Any, **params: Any) -> io.NodeOutput:
-        try:
-            method = freqca(**params)
-        except CacheError as error:
-            raise CacheError(f"{NAME}: {error}") from None
-        return io.NodeOutput(host.attach(model, method, cls.hidden.unique_id))
+        return applied(cls, NAME, freqca, model, params)
 
 
 INTERVAL = (
