@@ -1,0 +1,130 @@
+"""`bench ablation`: tables 3 and 4 of SpectralCache's paper (2603.05315) on the small FLUX.
+
+The paper compares its components at one threshold, where they skip unequally. Here also at equal computed evaluations:
+each combination's curve over the threshold, read where it computes as much as the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from bench.intervals import at
+from bench.presets import NO_CEB, NO_FDC, NO_TADS, Arm
+from bench.quality import Group, group
+from bench.quality_report import Row, cells, curve, families, over, sign
+from bench.tables import document, fixed, markdown, number
+
+STEPS, CFG, PAIRS = 20, 1.0, 12
+"""The paper's: 20 steps of a model without guidance."""
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
+PUBLISHED = 0.6
+FULL = "TADS + CEB + FDC"
+BASE = "none (TeaCache)"
+SWITCHES = (("TADS", NO_TADS), ("CEB", NO_CEB), ("FDC", NO_FDC))
+PLACES = (7, 8, 9, 10, 11, 12, 14)
+FEWER_COUNTS = (6, 7, 8, 9, 10, 11, 12, 14, 16)
+
+
+def combinations() -> Iterator[tuple[str, dict[str, float]]]:
+    """The eight combinations in the paper's order: name, and the parameters that switch the others off."""
+    for count in range(len(SWITCHES) + 1):
+        for on in itertools.combinations(range(len(SWITCHES)), count):
+            off = [SWITCHES[i][1] for i in range(len(SWITCHES)) if i not in on]
+            name = " + ".join(SWITCHES[i][0] for i in on) or BASE
+            yield name, {key: value for settings in off for key, value in settings.items()}
+
+
+def arms() -> list[Arm]:
+    return [
+        Arm(name, f"{name}, {threshold:g}", method="spectralcache", params={"threshold": threshold, **off})
+        for name, off in combinations()
+        for threshold in THRESHOLDS
+    ]
+
+
+def grid(pairs: int | None) -> list[Group]:
+    from bench.presets import fewer
+
+    return [group(STEPS, CFG, pairs or PAIRS, [*(fewer(count) for count in FEWER_COUNTS), *arms()])]
+
+
+def at_threshold(rows: Sequence[Row], threshold: float) -> list[Row]:
+    return [row for row in rows if row["name"].endswith(f", {threshold:g}")]
+
+
+def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """PSNR of every combination at equal computed evaluations."""
+    heading = ["PSNR at", *(f"{place} computed" for place in PLACES)]
+    body = []
+    for family, members in families(rows).items():
+        values = [at(curve(members), place) for place in PLACES]
+        body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
+    return heading, body
+
+
+def twins(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows with FDC beside the same without it, where both computed and scored exactly the same."""
+    figures = ("computed", "computed_least", "computed_most", "psnr", "ssim")
+    found = []
+    for row in rows:
+        without = row["name"].replace(" + FDC", "").replace("FDC", BASE)
+        for other in rows:
+            if "FDC" in row["family"] and other["name"] == without and all(row[f] == other[f] for f in figures):
+                found.append((row, other))
+    return found
+
+
+def showing(rows: Sequence[Row]) -> str:
+    """What the tables show, from the rows alone."""
+    with_fdc = [row for row in rows if "FDC" in row["family"]]
+    same = twins(rows)
+    worse = [row["name"] for row in rows if row["psnr_over_fewer"] and int(row["skipping"]) and sign(row) < 0]
+    better = [row["name"] for row in rows if row["psnr_over_fewer"] and int(row["skipping"]) and sign(row) > 0]
+    skipping = [row for row in rows if row["psnr_over_fewer"] and int(row["skipping"])]
+    sentences = [
+        f"FDC changed nothing at all in {len(same)} of {len(with_fdc)} settings that have it.",
+        f"Of {len(skipping)} settings that skip, {len(better)} come closer to the full run than the plain sampler with "
+        f"as many steps, {len(worse)} are further away.",
+    ]
+    base, full = (families(rows)[name] for name in (BASE, FULL))
+    gaps = [
+        (place, a - b)
+        for place in PLACES
+        if (a := at(curve(full), place)) is not None and (b := at(curve(base), place)) is not None
+    ]
+    if gaps:
+        listed = ", ".join(f"{gap:+.1f} dB at {place}" for place, gap in gaps)
+        sentences.append(f"All three components against none at equal computed evaluations: {listed}.")
+    else:
+        sentences.append("All three components and none never compute equally much, so they cannot be compared so.")
+    one, other = ({r["family"]: r for r in at_threshold(rows, PUBLISHED)}[name] for name in (BASE, FULL))
+    sentences.append(
+        f"At the paper's threshold {PUBLISHED:g} the full method computes {number(other['computed']):.1f} evaluations "
+        f"and scores {fixed(number(other['psnr']), 1)} dB, TeaCache alone {number(one['computed']):.1f} and "
+        f"{fixed(number(one['psnr']), 1)} dB."
+    )
+    return " ".join(sentences)
+
+
+def report(rows: Sequence[Row], about: str) -> str:
+    """docs/ablation.md."""
+    heading = ("", "computed", "speed-up", "PSNR", "SSIM", "PSNR over fewer steps")
+
+    def short(row: Row) -> list[str]:
+        return [*cells(row)[:5], over(row, "psnr_over_fewer", 1)]
+
+    return document(
+        "# Ablation",
+        f"SpectralCache's components on the small FLUX, {STEPS} steps, CFG {CFG:g}, {rows[0]['pairs']} prompt and seed "
+        "pairs. The polynomial is FLUX.1's, never fitted to this model.",
+        showing(rows),
+        f"## At one threshold, {PUBLISHED:g} (the paper's table 3)",
+        markdown(heading, [short(row) for row in at_threshold(rows, PUBLISHED)]),
+        "## Over thresholds, all components (the paper's table 4)",
+        markdown(heading, [short(row) for row in families(rows)[FULL]]),
+        "## At equal computed evaluations",
+        "Each combination over its thresholds, interpolated; blank where none brackets it.",
+        markdown(*matched(rows)),
+        about,
+    )

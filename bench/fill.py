@@ -1,0 +1,71 @@
+"""What the commands share that walk a grid of runs of the small FLUX: options, the runs, where figures are from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.presets import Arm
+from bench.provision import say
+from bench.quality import Group, rows, walk
+from bench.store import Store, code_version
+from bench.tables import write_csv
+from cache_core.types import Method
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY = 20
+"""Seconds between two lines of progress."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every such command has."""
+    parser.add_argument("--pairs", type=int, metavar="N", help="this many prompt and seed pairs (1 to 24)")
+    parser.add_argument("--share", metavar="K/N", help="only make every N-th pair's runs, from K; no report")
+    parser.add_argument("--report", action="store_true", help="make no runs: the report from the CSV as it is")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
+
+
+def measure(
+    groups: Sequence[Group],
+    file: Path,
+    share: str | None,
+    method_of: Callable[[Arm], Method] | None = None,
+    code: str = "",
+) -> str:
+    """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
+    nothing after a share.
+    """
+    import torch
+
+    from bench.lab import Lab, Studio
+    from bench.runner import Runner
+
+    part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
+    started = shown = time.monotonic()
+    with torch.inference_mode():
+        runner = Runner(Studio(Lab()), Store(), method_of, code)
+        for done, total in walk(groups, runner.outcome, (part, parts)):
+            if time.monotonic() - shown > EVERY or done == total:
+                shown = time.monotonic()
+                say(f"{done} of {total} rows, {runner.made} runs made, {shown - started:.0f} s")
+        if share:
+            return ""
+        write_csv(file, rows(groups, runner.outcome))
+        about = runner.studio.lab.about()
+    return f"{about['machine']}; {about['versions']}; code {code_version()[:8]}. Regenerate: `{command_line()}`."
+
+
+def command_line() -> str:
+    """The command that makes these figures again; where its files went says nothing about them."""
+    arguments = sys.argv[1:]
+    if "--out" in arguments:
+        del arguments[arguments.index("--out") : arguments.index("--out") + 2]
+    return " ".join(["python dev.py bench", *arguments])
+
+
+def provenance(report: Path) -> str:
+    """The last paragraph of a report as it is: the CSV does not say where it was measured."""
+    return report.read_text("utf-8").strip().rsplit("\n\n", 1)[-1]

@@ -1,0 +1,237 @@
+"""A real ComfyUI in this process, with the pack loaded by path, and runs through `comfy.sample` that are timed.
+
+ComfyUI and the pack both have a `nodes`, ComfyUI and this folder a `server`: neither the repository's root nor bench/
+may stay on `sys.path`. `cache_core` is imported once and shared with the pack, so that a method made here is the one
+that runs there.
+
+Time is processor time on the CPU (one thread, so it is what the run costs, whatever else the machine does), and the
+wall clock around a synchronised device elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "bench" / "weights"
+PACK = "spectralcache_bench"
+SHIFT = 1.5
+LATENT = (1, 16, 24, 24)
+
+
+def load_package(name: str, folder: Path) -> ModuleType:
+    """A package by path, under this name."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_pack() -> Any:
+    """The pack's host module, on the `cache_core` of this process."""
+    core = load_package("cache_core", ROOT / "cache_core")
+    names = ["cache_core", *(module.name for module in pkgutil.walk_packages(core.__path__, "cache_core."))]
+    for name in names:
+        sys.modules[f"{PACK}.{name}"] = importlib.import_module(name)
+    load_package(PACK, ROOT)
+    return importlib.import_module(f"{PACK}.nodes.host")
+
+
+def load_host(device: str) -> None:
+    """ComfyUI's modules, without its command line."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = device == "cpu"
+    sys.argv = arguments
+
+
+def module_at(path: Path) -> ModuleType:
+    """A plain file by path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with its seed and guidance: one picture, however it is sampled."""
+
+    prompt: str
+    seed: int
+    cfg: float
+
+
+@dataclass(slots=True)
+class Sampled:
+    """One finished run.
+
+    seconds: one an evaluation, on the lab's clock; total: of the whole call; wall: the same on the wall clock;
+    computed: whether the first block ran, one an evaluation; trace: the pack's, where it ran.
+    """
+
+    latent: torch.Tensor
+    seconds: list[float]
+    total: float
+    wall: float
+    computed: list[bool]
+    trace: Mapping[str, Any] | None
+
+
+@dataclass(slots=True)
+class Ticker:
+    """The sampler's callback: when each evaluation ended, and whether a block had run in it."""
+
+    clock: Callable[[], float]
+    ran: bool = False
+    seconds: list[float] = field(default_factory=list)
+    computed: list[bool] = field(default_factory=list)
+    last: float = 0.0
+
+    def block(self, *_: Any) -> None:
+        self.ran = True
+
+    def tick(self, *_: Any) -> None:
+        now = self.clock()
+        self.seconds.append(now - self.last)
+        self.computed.append(self.ran)
+        self.last, self.ran = now, False
+
+
+class Lab:
+    """ComfyUI, the pack, and a clock."""
+
+    def __init__(self, device: str = "cpu", threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.device, self.threads = device, threads
+        load_host(device)
+        self.pack = load_pack()
+        for name in ("sample", "samplers", "sd", "utils"):
+            importlib.import_module(f"comfy.{name}")
+        self.comfy: Any = sys.modules["comfy"]
+
+    def clock(self) -> float:
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def attach(self, model: Any, method: Any) -> Any:
+        """A clone of `model` with a method of `cache_core` on it."""
+        return self.pack.attach(model, method, None)
+
+    @contextmanager
+    def site(self, name: str | None) -> Iterator[None]:
+        """Sample at site "model" although a file describes the trunk; None: as the pack would."""
+        found = self.pack.architecture_of
+        try:
+            if name == "model":
+                self.pack.architecture_of = lambda _: None
+            yield
+        finally:
+            self.pack.architecture_of = found
+
+    def sample(
+        self,
+        model: Any,
+        noise: torch.Tensor,
+        positive: Any,
+        negative: Any,
+        cfg: float,
+        steps: int,
+        sigmas: torch.Tensor | None = None,
+        seed: int = 0,
+    ) -> Sampled:
+        """One run with euler and the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
+        ticker = Ticker(self.clock)
+        first_block = model.model.diffusion_model.double_blocks[0] if self._flux(model) else _first_block(model)
+        handle = first_block.register_forward_hook(ticker.block)
+        before = self.pack.RUNS.newest(lambda _: True)
+        wall, started = time.perf_counter(), self.clock()
+        ticker.last = started
+        try:
+            latent = self.comfy.sample.sample(
+                model, noise, steps, cfg, "euler", "simple", positive, negative, torch.zeros_like(noise),
+                sigmas=sigmas, callback=ticker.tick, disable_pbar=True, seed=seed,
+            )  # fmt: skip
+        finally:
+            handle.remove()
+        total = self.clock() - started
+        trace = self.pack.RUNS.newest(lambda _: True)
+        own = trace if trace is not before else None
+        return Sampled(latent, ticker.seconds, total, time.perf_counter() - wall, ticker.computed, own)
+
+    @staticmethod
+    def _flux(model: Any) -> bool:
+        return hasattr(model.model.diffusion_model, "double_blocks")
+
+    def about(self) -> dict[str, str]:
+        """Machine and versions, for the foot of a table."""
+        from bench.demo_files import processor
+
+        name = processor() if self.device == "cpu" else torch.cuda.get_device_name()
+        version = module_at(Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").__version__
+        return {
+            "machine": f"{name}, {self.threads} thread{'s' if self.threads > 1 else ''} of {os.cpu_count()} processors",
+            "versions": f"ComfyUI {version}, torch {torch.__version__}, Python {platform.python_version()}",
+        }
+
+
+def _first_block(model: Any) -> Any:
+    return model.model.diffusion_model.transformer_blocks[0]
+
+
+class Studio:
+    """The small trained FLUX: pictures of its captions, from any model that is derived from it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
+        plain = lab.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+        (self.model,) = shifting.ModelSamplingAuraFlow().patch_aura(plain, SHIFT)
+        self.vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / "tiny_taef1.safetensors")))
+        self._words = module_at(ROOT / "tests" / "packs" / "stand_in" / "words.py")
+
+    def conditioning(self, text: str) -> list[Any]:
+        tokens, pooled = self._words.conditioning(text)
+        return [[tokens, {"pooled_output": pooled}]]
+
+    def make(self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None) -> Sampled:
+        """One run; the noise is the one that the seed gives in the host's own nodes."""
+        noise = self.lab.comfy.sample.prepare_noise(torch.zeros(LATENT), pair.seed)
+        positive, negative = self.conditioning(pair.prompt), self.conditioning("")
+        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed)
+
+    def picture(self, latent: torch.Tensor) -> torch.Tensor:
+        """b h w c, 0 to 1, float."""
+        return self.vae.decode(latent)
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        """The scheduler simple on the shifted schedule: T + 1 noise levels."""
+        return self.lab.comfy.samplers.calculate_sigmas(
+            self.model.get_model_object("model_sampling"), "simple", steps
+        )

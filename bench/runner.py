@@ -1,0 +1,134 @@
+"""Makes runs of the small FLUX and measures them against the full run of their pair; finished ones come from the store.
+
+The full run of a pair is made anew in each process that has something to compare with it: that gives the pictures, and
+seconds from the same minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from bench.lab import WEIGHTS, Pair, Sampled, Studio
+from bench.presets import Arm, places
+from bench.store import Outcome, Store, code_version, digest
+from cache_core import methods
+from cache_core.metrics import psnr, ssim
+from cache_core.types import Method
+
+VERSION = "2"
+"""Of what is measured: raise it when lab.py or this file changes a figure."""
+
+
+class Runner:
+    """One process's share of the bench."""
+
+    def __init__(
+        self, studio: Studio, store: Store, method_of: Callable[[Arm], Method] | None = None, code: str = ""
+    ) -> None:
+        """`method_of` makes the method of an arm whose parts live in the bench; `code` is those parts' version."""
+        self.studio, self.store = studio, store
+        self._method_of = method_of or (lambda arm: methods()[arm.method](**arm.params))
+        self._code, self._own_code = code_version(), code
+        weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
+        self._ground = f"{VERSION} {weights} {studio.lab.about()['versions']}"
+        self._reference: tuple[Pair, int, Sampled, torch.Tensor] | None = None
+        self.made = 0
+        self._warm = False
+
+    def outcome(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
+        """One arm on one pair, where the full run has `steps`."""
+        key = self._key(arm, pair, steps)
+        known = self.store.get(key)
+        if known is None:
+            known = self._measure(arm, pair, steps)
+            self.store.put(key, known)
+        return known
+
+    def _key(self, arm: Arm, pair: Pair, steps: int) -> str:
+        parameters = json.dumps([arm.kind, arm.method, dict(arm.params)], sort_keys=True)
+        code = {"method": self._code, "bench": self._code + self._own_code}.get(arm.kind, "")
+        return digest([self._ground, code, parameters, repr(pair), str(steps)])
+
+    def _measure(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
+        full, picture = self._full(pair, steps)
+        model, count, sigmas = self._set_up(arm, steps)
+        with self.studio.lab.site(arm.params.get("site")):
+            run = self.studio.make(model, pair, count, sigmas)
+        self._check(arm, run)
+        self.made += 1
+        mine = self.studio.picture(run.latent)
+        spread = float(full.latent.max() - full.latent.min())
+        return Outcome(
+            computed=sum(run.computed),
+            evaluations=len(run.computed),
+            seconds=run.total,
+            speedup=full.total / run.total,
+            cache_bytes=run.trace["cache_bytes"] if run.trace else None,
+            psnr=psnr(mine, picture),
+            ssim=ssim(mine, picture),
+            latent_psnr=psnr(run.latent, full.latent, spread),
+            latent_ssim=ssim(run.latent.movedim(1, -1), full.latent.movedim(1, -1), spread),
+        )
+
+    def _set_up(self, arm: Arm, steps: int) -> tuple[Any, int, torch.Tensor | None]:
+        """Model, steps, and noise levels where they are not the scheduler's."""
+        model, params = self.studio.model, dict(arm.params)
+        if arm.kind == "fewer":
+            return model, params["count"], None
+        if arm.kind == "dense":
+            levels = self.studio.sigmas(steps)
+            chosen = [*places(steps, params["count"], params["power"]), steps]
+            return model, params["count"], levels[chosen]
+        if arm.kind in ("EasyCache", "LazyCache"):
+            return self._core(arm.kind, model, params), steps, None
+        return self.studio.lab.attach(model, self._method_of(arm)), steps, None
+
+    @staticmethod
+    def _core(kind: str, model: Any, params: Mapping[str, Any]) -> Any:
+        """ComfyUI's own cache with its node's defaults for the rest."""
+        node = getattr(importlib.import_module("comfy_extras.nodes_easycache"), f"{kind}Node")
+        defaults = {"start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+        guarded = model.clone()
+        if not params.get("as_shipped"):
+            guarded.add_wrapper_with_key("diffusion_model", "bench copies the input", copied_input)
+        given = {name: value for name, value in params.items() if name != "as_shipped"}
+        return node.execute(guarded, **{**defaults, **given}).args[0]
+
+    @staticmethod
+    def _check(arm: Arm, run: Sampled) -> None:
+        """The pack's own count must be what the hook on the first block saw."""
+        if run.trace is None:
+            return
+        said = run.trace["computed"] + run.trace["partial"]
+        if run.trace["state"] != "done" or said != sum(run.computed):
+            raise RuntimeError(
+                f"{arm.name}: {run.trace['state']}, {said} evaluations computed by its trace, "
+                f"{sum(run.computed)} by the blocks ({'; '.join(run.trace['notes'])})"
+            )
+
+    def _full(self, pair: Pair, steps: int) -> tuple[Sampled, torch.Tensor]:
+        if self._reference is None or self._reference[:2] != (pair, steps):
+            if not self._warm:
+                self.studio.make(self.studio.model, pair, 4)  # loads the model, not timed
+                self._warm = True
+            runs = [self.studio.make(self.studio.model, pair, steps) for _ in range(2)]
+            if not torch.equal(runs[0].latent, runs[1].latent):
+                raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
+            runs[0].total = statistics.fmean(run.total for run in runs)
+            self._reference = (pair, steps, runs[0], self.studio.picture(runs[0].latent))
+        return self._reference[2], self._reference[3]
+
+
+def copied_input(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """EasyCache adds its cached change to the model's input in place. In float32, as here, that input is the tensor
+    from which ComfyUI then forms the denoised latent, which ruins the picture; in half precision a cast copies it.
+    EasyCache is measured as it works there.
+    """
+    return executor(x.clone(), *args, **kwargs)
