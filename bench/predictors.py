@@ -179,6 +179,15 @@ def against_prototype(rows: Sequence[Row], cfgs: Sequence[str]) -> str:
     return f"{verdict}{': ' + '; '.join(turned) if turned else ''}.\n\n{markdown(heading, body)}"
 
 
+def caution(pairs: int) -> str:
+    """What so many rows and so few pairs allow to be said."""
+    few = f" With {pairs} pairs an interval spans little more than the pairs themselves." if pairs < PAIRS else ""
+    return (
+        f"The best of dozens of rows is partly the luckiest: read the best rows as leads.{few} What many rows say "
+        "together (a predictor over all placements, a placement over all predictors) weighs more."
+    )
+
+
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/predictors.md."""
     cfgs = list(dict.fromkeys(row["cfg"] for row in rows))
@@ -187,6 +196,7 @@ def report(rows: Sequence[Row], about: str) -> str:
         f"The small FLUX, euler, {STEPS} steps, {rows[0]['pairs']} prompt and seed pairs: feature · placement of the "
         "computed evaluations · what stands in for the others. Residual and absolute are the trunk's, output is the "
         "whole model's (its ODE derivative).",
+        caution(int(rows[0]["pairs"])),
         *(showing(rows, cfg) for cfg in cfgs),
         table(rows, cfgs),
         "## Against the first look (forecast_prototype.md)",
