@@ -35,7 +35,7 @@ RUNS = RunBook()
 
 MIN_STEPS, FEW_STEPS = 5, 8
 FREE_RUNNING_SAMPLERS = ("dpm_fast", "dpm_adaptive")
-STOCHASTIC_MARKS = ("ancestral", "sde", "lcm", "ddpm", "er_", "seeds_")
+STOCHASTIC_MARKS = ("ancestral", "sde", "lcm", "ddpm", "seeds_", "sa_solver")
 OTHER_CACHES = (
     "easycache",
     "lazycache",

@@ -107,7 +107,8 @@ class WholeModel(_Guarded):
 
     def run(self, call: ModelCall, forward: Forward) -> torch.Tensor:
         with self.guard(call):
-            facts = Facts(tuple(call.x.shape[1:]), call.x.dtype, call.x.device, call.control, call.weights)
+            shape = (*call.x.shape[1:], call.x.shape[0] // len(call.call.rows))
+            facts = Facts(shape, call.x.dtype, call.x.device, call.control, call.weights)
             self.session.enter(call.call, facts, partial(self._probe, call), IDENTITY)
             if call.call.skip:
                 derivative = self.session.predict(call.call, self._grid(call))

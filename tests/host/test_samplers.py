@@ -135,10 +135,17 @@ def test_uni_pc_writing_into_sigmas_does_not_move_the_steps(host: Any) -> None:
 
 
 @pytest.mark.claim("Samplers", "stochastic samplers, with a note")
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm", "er_sde", "seeds_2", "sa_solver"])
 def test_stochastic_samplers_work_with_a_note(host: Any, sampler: str) -> None:
     host.sample(host.apply(**EAGER), sampler=sampler, steps=STEPS, size=(8, 8))
     assert any("fresh noise" in note for note in host.trace()["notes"])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp", "heun", "uni_pc", "dpmpp_2m", "res_multistep"])
+def test_deterministic_samplers_have_no_such_note(host: Any, sampler: str) -> None:
+    """euler_cfg_pp was once taken for a relative of er_sde, by its letters."""
+    host.sample(host.apply(**EAGER), sampler=sampler, steps=STEPS, size=(8, 8))
+    assert host.trace()["notes"] == []
 
 
 def test_few_steps_work_with_a_note(host: Any) -> None:
