@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from .backtest import MISFIT
 from .coefficients import Calibration, rescale
+from .placement import following
+from .trace import ESTIMATE
 from .types import Figures, Gate, Step, Verdict
 
 NEGATIVE_NOTE = "the fitted polynomial was negative for some changes; these counted as 0"
@@ -96,7 +99,7 @@ class AtMost(Gate):
         limits = {"consecutive": float(self.limit)}
         return Verdict(reading["consecutive"] < self.limit, "consecutive limit", limits)
 
-    def settle(self, advanced: Figures, skipped: bool) -> Figures:
+    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
         count = advanced["consecutive"]
         return {"consecutive": count + 1 if skipped else torch.zeros_like(count)}
 
@@ -130,7 +133,7 @@ class Accumulate(Gate):
             NEGATIVE_NOTE if negative else "",
         )
 
-    def settle(self, advanced: Figures, skipped: bool) -> Figures:
+    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
         distance = advanced["distance"]
         return {"distance": distance if skipped else torch.zeros_like(distance)}
 
@@ -147,6 +150,90 @@ class Below(Gate):
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         limit = self.threshold(step) * calibration.unit * self.factor
         return Verdict(reading[self.figure] <= limit, self.reason, {self.figure: limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Budget(Gate):
+    """Compute exactly `count(T)` of a run's T steps, placed by `placement`; tolerance 0 is none.
+
+    An evaluation whose estimated error exceeds the tolerance is computed, budget or not, and so is what the engine
+    insists on; the steps still to come share what is left.
+    """
+
+    count: Callable[[int], int]
+    tolerance: float = 0.0
+    keep_first: int = 1
+    keep_last: int = 1
+
+    def start(self) -> dict[str, float]:
+        return {"spent": 0.0, "anchor": -1.0, "time_1": 0.0, "time_2": 0.0, "tests": 0.0, "usual": 0.0}
+
+    def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
+        return {**ledger, MISFIT: figures[MISFIT].to(ledger["usual"])} if MISFIT in figures else dict(ledger)
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        anchor = int(reading["anchor"])
+        spent = int(reading["spent"]) if anchor >= 0 else step.index  # a run taken over on the way was computed so far
+        estimate = _estimate(reading, step)
+        scores = {} if estimate is None else {ESTIMATE: estimate}
+        limits = {ESTIMATE: self.tolerance} if self.tolerance else {}
+        reason = self._reason(anchor, spent, step, estimate, _stride(reading))
+        return Verdict(not reason, reason or "within the budget", limits, scores=scores)
+
+    def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
+        """Why this evaluation is computed, or an empty string."""
+        end = step.total - self.keep_last
+        if step.index < self.keep_first or step.index >= end:
+            return "kept"
+        left = self.steps(step.total) - spent - (self.keep_last - 1)
+        if step.index <= anchor or step.index >= following(anchor, left, end, stride):
+            return "placed"
+        if self.tolerance and (estimate is None or not estimate <= self.tolerance):
+            return "tolerance"
+        return ""
+
+    def steps(self, total: int) -> int:
+        """Steps to compute of `total`, those kept at both ends included."""
+        return min(total, max(self.count(total), self.keep_first + self.keep_last))
+
+    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
+        ledger = dict(advanced)
+        misfit = ledger.pop(MISFIT, None)
+        anchor = int(ledger["anchor"])
+        if skipped or step.index <= anchor:
+            return ledger
+        if misfit is not None and misfit > 0:
+            ledger["usual"] = (ledger["usual"] * ledger["tests"] + misfit.log()) / (ledger["tests"] + 1)
+            ledger["tests"] = ledger["tests"] + 1
+        spent = ledger["spent"] + 1 if anchor >= 0 else torch.full_like(ledger["spent"], step.index + 1)
+        place, time = (torch.full_like(spent, value) for value in (step.index, step.time))
+        return {**ledger, "spent": spent, "anchor": place, "time_1": time, "time_2": ledger["time_1"]}
+
+
+def _estimate(reading: Mapping[str, float], step: Step) -> float | None:
+    """The back-test's error one gap ahead, at this evaluation's share of that gap. On the small FLUX the true error is
+    0.97 of it in the median and ranks alike (0.93).
+    """
+    if MISFIT not in reading or reading["time_2"] <= reading["time_1"]:
+        return None
+    ahead = (reading["time_1"] - step.time) / (reading["time_2"] - reading["time_1"])
+    return reading[MISFIT] * max(ahead, 0.0)
+
+
+def _stride(reading: Mapping[str, float]) -> float:
+    """How far the next computed step may be, against the plan: less after a back-test that was worse than usual.
+
+    Under the right plan every back-test misses by the same; an error that grows with the cube of a gap is levelled out
+    by its cube root.
+    """
+    if not reading["tests"] or not reading.get(MISFIT, 0.0) > 0:
+        return 1.0
+    worse = math.log(reading[MISFIT]) - reading["usual"]
+    return min(max(math.exp(-worse * EAGERNESS), LEAST_STRIDE), MOST_STRIDE)
+
+
+EAGERNESS, LEAST_STRIDE, MOST_STRIDE = 0.25, 0.8, 1.25
+"""How much of a surprise moves the next computed step, and how far at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +256,8 @@ class AllOf(Gate):
         agreed = "below every limit" if limits else "between computed steps"
         return Verdict(not refusal, refusal or agreed, limits, note)
 
-    def settle(self, advanced: Figures, skipped: bool) -> Figures:
-        return {name: value for gate in self.gates for name, value in gate.settle(advanced, skipped).items()}
+    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
+        return {name: value for gate in self.gates for name, value in gate.settle(advanced, skipped, step).items()}
 
 
 def never() -> Gate:
@@ -206,6 +293,11 @@ def accumulate(threshold: Bell) -> Gate:
 def below(figure: str, threshold: Bell, factor: float, reason: str) -> Gate:
     """A single figure at most threshold · factor (one FDC band)."""
     return Below(figure, threshold, factor, reason)
+
+
+def budget(count: Callable[[int], int], tolerance: float = 0.0, keep_first: int = 1, keep_last: int = 1) -> Gate:
+    """A number of computed steps that is kept: `count` of the run's steps."""
+    return Budget(count, tolerance, keep_first, keep_last)
 
 
 def all_of(*gates: Gate) -> Gate:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from .types import Feature, Step
+from .types import Feature
 
 SIGMA_TOLERANCE = 1e-4
 """Two noise levels closer than this (relative) are the same: sigmas pass through the samplers in float32."""
@@ -19,12 +17,21 @@ class History:
     depth: int
     entries: tuple[Feature, ...] = ()
 
-    def push(self, step: Step, value: Tensor) -> History:
-        """Add a computed feature. One at the newest entry's sigma replaces it (heun computes a sigma twice)."""
-        kept = self.entries
-        if kept and step.sigma >= kept[-1].sigma * (1 - SIGMA_TOLERANCE):
-            kept = kept[:-1]
-        return replace(self, entries=(*kept, Feature(step.position, step.sigma, value))[-self.depth :])
+    def before(self, sigma: float) -> tuple[Feature, ...]:
+        """The entries that one at this sigma would follow. The newest goes if it lies there too (heun computes a sigma
+        twice).
+        """
+        same = self.entries and sigma >= self.entries[-1].sigma * (1 - SIGMA_TOLERANCE)
+        return self.entries[:-1] if same else self.entries
+
+    def push(self, feature: Feature) -> History:
+        """Add a computed feature; only the newest keeps what was learned with it."""
+        earlier = tuple(replace(entry, learned={}) if entry.learned else entry for entry in self.before(feature.sigma))
+        return replace(self, entries=(*earlier, feature)[-self.depth :])
+
+    def replaced(self, sigma: float) -> Feature | None:
+        """The entry that one at this sigma would take the place of."""
+        return self.entries[-1] if len(self.before(sigma)) < len(self.entries) else None
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -34,6 +34,14 @@ class Weighted(Predictor):
         return combine(history, self.weights(history, now))
 
 
+def lagrange(points: Sequence[float], at: float) -> list[float]:
+    """Weights of the polynomial through `points`, evaluated at `at`."""
+    return [
+        math.prod((at - other) / (point - other) for j, other in enumerate(points) if j != i)
+        for i, point in enumerate(points)
+    ]
+
+
 def combine(history: Sequence[Feature], weights: Sequence[float]) -> Tensor:
     """sum_j w_j F_j in float32, back in the history's dtype; the newest entry itself where it alone counts."""
     used = [(weight, entry.value) for weight, entry in zip(weights, history, strict=True) if weight != 0]
@@ -98,11 +106,7 @@ class Newton(Weighted):
         used = history[-self.depth :]
         points = [_at(entry, self.coordinate) for entry in used]
         at = _at_step(now, self.coordinate)
-        lagrange = [
-            math.prod((at - other) / (point - other) for j, other in enumerate(points) if j != i)
-            for i, point in enumerate(points)
-        ]
-        return [*(0.0 for _ in history[len(used) :]), *lagrange]
+        return [*(0.0 for _ in history[len(used) :]), *lagrange(points, at)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ It knows steps, lanes, decisions and history; it knows nothing of ComfyUI, of bl
       call = open(...)       one model call: which lanes (conditioning chunks) it holds
         enter(call, probe)   first call: signal -> gate -> plan, with the one device-to-host read; later calls follow
         predict(call)        if call.skip: the feature that stands in, a new tensor b t d
-        keep(call, feature)  else: the computed feature goes into each lane's history
+        keep(call, feature)  else: the computed feature goes into each lane's history; returns a correction, if any
     end()                    the evaluation's record
 
 Reading sigma is deferred to the first call's decision, so that it shares the read with the scores.
@@ -14,8 +14,9 @@ Reading sigma is deferred to the first call's decision, so that it shares the re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from .coefficients import Calibration
 from .history import SIGMA_TOLERANCE, History
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
-from .types import TRUNK, CacheError, Figures, Grid, Method, Past, Plan, Probe, Step, Verdict
+from .types import TRUNK, CacheError, Feature, Figures, Grid, Method, Past, Plan, Probe, Step, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,18 @@ class LaneKey:
 
 @dataclass(slots=True)
 class Lane:
-    """What is kept of one conditioning chunk between evaluations."""
+    """What is kept of one conditioning chunk between evaluations.
+
+    gap: the steps skipped since the newest computed one; repair: the correction of a step that is computed more than
+    once.
+    """
 
     history: History
     facts: Facts | None = None
     past: Past = field(default_factory=dict)
     computed_past: Past = field(default_factory=dict)
+    gap: tuple[Step, ...] = ()
+    repair: tuple[int, Tensor] | None = None
 
     def obstacle(self, facts: Facts, ready: int) -> str:
         """Why this lane cannot follow a skip, or an empty string."""
@@ -67,7 +74,9 @@ class Lane:
 
     def tensors(self) -> list[Tensor]:
         kept = {id(t): t for t in (*self.past.values(), *self.computed_past.values())}
-        return [*kept.values(), *(entry.value for entry in self.history.entries)]
+        learned = [tensor for entry in self.history.entries for tensor in entry.learned.values()]
+        repair = [self.repair[1]] if self.repair else []
+        return [*kept.values(), *(entry.value for entry in self.history.entries), *learned, *repair]
 
 
 @dataclass(slots=True)
@@ -96,8 +105,25 @@ class Evaluation:
     calls: list[Call] = field(default_factory=list)
 
 
+def flow_time(sigma: float) -> float:
+    """log(sigma / (1 - sigma)): noise over signal of a flow model, sigma 0 .. 1; pure noise keeps a trace of signal."""
+    return math.log((sigma + LEAST) / (max(1 - sigma, 0.0) + LEAST_SIGNAL))
+
+
+def plain_time(sigma: float) -> float:
+    """log(sigma): noise over signal where the signal keeps its scale (epsilon and v-prediction models)."""
+    return math.log(sigma + LEAST)
+
+
+LEAST, LEAST_SIGNAL = 1e-6, 0.004
+"""Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""
+
+
 class Session:
-    """One run. `sigmas`: the run's T + 1 noise levels; `keep` makes every tensor that outlives a forward."""
+    """One run. `sigmas`: the run's T + 1 noise levels; `keep` makes every tensor that outlives a forward; `time` is the
+    logarithm of noise over signal at a noise level; `corrects` is False where the sampler does not take what it is told
+    times a difference of sigmas, so that nothing can be paid back.
+    """
 
     def __init__(
         self,
@@ -105,19 +131,24 @@ class Session:
         sigmas: Sequence[float],
         recorder: Recorder,
         keep: Callable[[Tensor], Tensor] = torch.clone,
+        time: Callable[[float], float] = flow_time,
+        corrects: bool = True,
     ) -> None:
         rule = method.rule(TRUNK)
         if rule is None:
             raise CacheError(f"{method.name} has no rule for the trunk, the only site of this engine so far")
         self.rule = rule
         self.absolute = method.feature == "absolute"
+        self._correction = method.correction if corrects else None
         self.sigmas = tuple(sigmas)
         self.recorder = recorder
         self.active = not method.never
         self._keep = keep
+        self._time = time
         self._lanes: dict[LaneKey, Lane] = {}
         self._leader: LaneKey | None = None
         self._ledger: Figures = {}
+        self._evidence: Figures = {}
         self._stages: dict[int, int] = {}
         self._previous_sigma: float | None = None
         self._consecutive = 0
@@ -160,7 +191,7 @@ class Session:
             if evaluation.rising:
                 continue
             if lane.facts != facts:  # no forecast from before a change to behind it
-                lane.history = History(self.rule.predictor.depth)
+                lane.history, lane.gap, lane.repair = History(self.rule.predictor.depth), (), None
             lane.facts = facts
             lane.past = {name: self._keep(tensor) for name, tensor in look.items()}
             if not call.skip:
@@ -172,7 +203,7 @@ class Session:
         self._lanes.clear()
         if self._evaluation is not None and self._evaluation.plan is None:
             self._evaluation.plan = Plan({TRUNK: Verdict(False, reason)})
-            self._ledger, self._leader, self._consecutive = {}, None, 0
+            self._ledger, self._evidence, self._leader, self._consecutive = {}, {}, None, 0
 
     def predict(self, call: Call, grid: Grid | None = None) -> Tensor:
         """The feature that stands in for a skipped call, rows of all lanes together: a new tensor b t d.
@@ -183,20 +214,50 @@ class Session:
         step, predictor = self._evaluation.step, self.rule.predictor
         if predictor.needs_grid and grid is None:
             self.recorder.note("this model's tokens lie on no grid that is known here, so bands are not told apart")
-        return torch.cat([predictor.predict(self._lanes[key].history.entries, step, grid) for key in call.keys])
+        lanes = [self._lanes[key] for key in call.keys]
+        for lane in lanes:
+            if not lane.gap or lane.gap[-1].index < step.index:  # a step counts once, however often it is evaluated
+                lane.gap = (*lane.gap, step)
+        return torch.cat([predictor.predict(lane.history.entries, step, grid) for lane in lanes])
 
-    def keep(self, call: Call, feature: Tensor) -> None:
-        """Take the computed feature of a call (b t d, rows of all lanes) into the lanes' histories."""
+    def keep(self, call: Call, feature: Tensor, grid: Grid | None = None) -> Tensor | None:
+        """Take the computed feature of a call (b t d, rows of all lanes) into the lanes' histories.
+
+        Returns what is to be added to the feature before the model goes on with it (b t d, a new tensor), or None.
+        """
         evaluation = self._evaluation
         if evaluation is None or evaluation.step is None or evaluation.rising or call.bypass or not call.reached:
-            return
-        for key, rows in zip(call.keys, call.rows, strict=True):
-            lane = self._lanes.get(key)
-            if lane is None:  # dropped by `compute` or `stand_down` in the meantime
-                continue
-            value = self._keep(feature[rows])
-            lane.history = lane.history.push(evaluation.step, value)
-            lane.past = self.rule.signal.observe(evaluation.step, value, lane.past)
+            return None
+        repairs = [
+            None if lane is None else self._learn(key, lane, evaluation.step, feature[rows], grid)
+            for key, rows in zip(call.keys, call.rows, strict=True)
+            for lane in [self._lanes.get(key)]  # None: dropped by `compute` or `stand_down` in the meantime
+        ]
+        if all(repair is None for repair in repairs):
+            return None
+        parts = zip(repairs, call.rows, strict=True)
+        return torch.cat([torch.zeros_like(feature[rows]) if r is None else r.to(feature.dtype) for r, rows in parts])
+
+    def _learn(self, key: LaneKey, lane: Lane, step: Step, feature: Tensor, grid: Grid | None) -> Tensor | None:
+        """One lane's computed feature: into its history, with what it teaches; returns its correction."""
+        predictor, correction = self.rule.predictor, self._correction
+        value = self._keep(feature)
+        history, replaced = lane.history.entries, lane.history.replaced(step.sigma)
+        before = lane.history.before(step.sigma)
+        new = Feature(step.position, step.sigma, value, replaced.learned if replaced else {}, step.time)
+        repair = lane.repair[1] if lane.repair and lane.repair[0] == step.index else None
+        if correction is not None and lane.gap:
+            repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
+        learned, figures = predictor.learn(before, new, grid)
+        new = replace(new, learned={name: self._keep(tensor) for name, tensor in learned.items()})
+        lane.history = lane.history.push(new)
+        lane.gap, lane.repair = (), None
+        if repair is not None and max(self._stages.values()) > 1:  # further evaluations of this step need it too
+            lane.repair = (step.index, self._keep(repair))
+        lane.past = self.rule.signal.observe(step, value, lane.past)
+        if key == self._leader and figures:
+            self._evidence = {name: self._keep(figure) for name, figure in figures.items()}
+        return repair
 
     def end(self) -> None:
         """Finish the evaluation: its record, and what is not needed any more goes."""
@@ -220,7 +281,7 @@ class Session:
         self.active = False
         self.recorder.stood_down = True
         self._lanes.clear()
-        self._ledger = {}
+        self._ledger, self._evidence = {}, {}
         return self.recorder.note(why)
 
     def close(self) -> None:
@@ -232,7 +293,7 @@ class Session:
                 record.step, record.stage, record.sigma = step.index, step.stage, step.sigma
         self._unread.clear()
         self._lanes.clear()
-        self._ledger = {}
+        self._ledger, self._evidence = {}, {}
         self._evaluation = None
         self.active = False
 
@@ -253,13 +314,15 @@ class Session:
         ledger = self._ledger or {n: _scalar(v, home) for n, v in gate.start().items()}
         figures: Figures = {"sigma": evaluation.sigma}
         if not obstacle:
+            figures |= self._evidence
             figures |= signal.score(look, lane.computed_past if signal.reference == "computed" else lane.past)
         if home != evaluation.sigma.device:
             figures = {name: _scalar(value, home) for name, value in _read(figures).items()}
+        if obstacle:
+            self._evidence = {}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
         reading = _read(figures if obstacle else {**figures, **advanced})
         step = evaluation.step = self._locate(reading.pop("sigma"))
-        evaluation.scores = reading
         before = evaluation.before
         evaluation.rising = before is not None and step.sigma > before * (1 + SIGMA_TOLERANCE)
         verdict = Verdict(False, obstacle) if obstacle else gate.decide(reading, step, calibration)
@@ -267,10 +330,11 @@ class Session:
             self.recorder.note(verdict.note)
         forced = self._forced(step, evaluation.rising)
         if forced:
-            verdict = Verdict(False, forced, verdict.limits)
+            verdict = replace(verdict, skip=False, reason=forced)
+        evaluation.scores = dict(reading if verdict.scores is None else verdict.scores)
         if not evaluation.rising:
             self._leader = key
-            self._ledger = {n: self._keep(v) for n, v in gate.settle(advanced, verdict.skip).items()}
+            self._ledger = {n: self._keep(v) for n, v in gate.settle(advanced, verdict.skip, step).items()}
             self._consecutive = self._consecutive + 1 if verdict.skip else 0
         return Plan({TRUNK: verdict})
 
@@ -296,7 +360,7 @@ class Session:
         self._previous_sigma = sigma
         above, below = self.sigmas[index : index + 2]
         offset = min(max((above - sigma) / (above - below), 0.0), 1.0) if above > below else 0.0
-        return Step(index, total, sigma, stage, offset)
+        return Step(index, total, sigma, stage, offset, above - below, self._time(sigma))
 
     def _record(self, evaluation: Evaluation) -> Record:
         plan = evaluation.plan or Plan({})

@@ -37,6 +37,48 @@ def low_pass(values: Tensor, grid: Grid, transform: Transform, cutoff: float, ro
     return low.flatten(1, len(grid))
 
 
+class Rings:
+    """Radial bands of a token grid in the DCT domain: band b holds radii from edges[b - 1] up to edges[b] of the
+    largest. Without a grid or edges there is one band, and coefficients are the values themselves.
+    """
+
+    def __init__(self, grid: Grid | None, edges: tuple[float, ...], device: torch.device) -> None:
+        self.grid = grid if edges else None
+        self.bands = len(edges) + 1 if self.grid else 1
+        self.matrices: list[Tensor] = []
+        if self.grid:
+            self.matrices = [dct_matrix(size, device) for size in self.grid]
+            axes = [torch.arange(size, device=device, dtype=torch.float32) / size for size in self.grid]
+            radius = radii(axes, math.sqrt(sum(((size - 1) / size) ** 2 for size in self.grid))).flatten()
+            band = torch.bucketize(radius, torch.tensor(edges, device=device) * (1 + 1e-6))
+            self.masks = torch.nn.functional.one_hot(band, self.bands).T.float()  # bands n
+
+    def forward(self, values: Tensor) -> Tensor:
+        """b n d in float32 to coefficients b n d; orthonormal, so that inner products stay."""
+        return self._along(values.float(), transposed=False)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """Back to tokens."""
+        return self._along(coefficients, transposed=True)
+
+    def dots(self, one: Tensor, other: Tensor) -> Tensor:
+        """Inner products of coefficients, for each row and band: b bands."""
+        products = (one * other).sum(-1)  # b n
+        return products.sum(1, keepdim=True) if self.grid is None else products @ self.masks.T
+
+    def scaled(self, coefficients: Tensor, gains: Tensor) -> Tensor:
+        """Each band times its gain (b bands)."""
+        return coefficients * (gains if self.grid is None else gains @ self.masks)[..., None]
+
+    def _along(self, values: Tensor, transposed: bool) -> Tensor:
+        if self.grid is None:
+            return values
+        planes = values.unflatten(1, self.grid)
+        for axis, matrix in enumerate(self.matrices, start=1):
+            planes = torch.tensordot(matrix, planes, dims=([0 if transposed else 1], [axis])).movedim(0, axis)
+        return planes.flatten(1, len(self.grid))
+
+
 def dct_matrix(size: int, device: torch.device) -> Tensor:
     """The orthonormal DCT-II as a matrix: row i is frequency i (size size)."""
     frequency = torch.arange(size, device=device, dtype=torch.float32)[:, None]

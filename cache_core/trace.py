@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,6 +134,17 @@ def speedup(records: Collection[Record]) -> dict[str, float | None]:
     return {"evaluations": len(records) / work if work else None, "wall": wall}
 
 
+ESTIMATE = "estimate"
+"""Score of a skipped evaluation: the method's own estimate of the relative error of what stood in."""
+
+
+def estimated_error(evaluations: Iterable[Mapping[str, Any]]) -> float | None:
+    """Mean estimate over the evaluations (as JSON) that were skipped; None where the method makes none."""
+    found = [e["scores"].get(ESTIMATE) for e in evaluations if e["action"] != COMPUTED]
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def empty() -> Trace:
     """A valid trace of no run."""
     return Recorder("", {}, "", "", 0).finish("done", {"prompt": None, "node": None, "index": 0})
@@ -151,6 +162,9 @@ def summary(trace: Trace) -> str:
         parts.append(f"{trace['partial']} in part")
     if trace["skipped"] + trace["partial"]:  # else a measured figure would only show how steady the clock is
         parts.append(f"{measured_speedup(trace):.2f}x")
+    error = estimated_error(trace["evaluations"])
+    if error is not None:
+        parts.append(f"estimated error {100 * error:.1f} %")
     parts.append(megabytes(trace["cache_bytes"]))
     if trace["state"] != "done":
         parts.append(trace["state"])
@@ -167,6 +181,9 @@ def report(trace: Trace) -> str:
     evaluations = trace["evaluations"]
     lines = [summary(trace)]
     lines += _gain(trace)
+    error = estimated_error(evaluations)
+    if error is not None:
+        lines.append(f"Estimated error: {100 * error:.1f} %, the method's own estimate, mean of what was not computed")
     reasons = Counter(e["reason"] for e in evaluations if e["action"] != SKIPPED)
     if reasons:
         lines.append("Computed because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))

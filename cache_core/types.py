@@ -23,16 +23,21 @@ DeepCache (2312.00858)      site unet(branch): the feature entering the last up 
 First-Block Cache           the sixth, walked afterwards: site trunk with the decision behind the first block; signal:
     that block's residual against the last *computed* one (`Signal.reference = "computed"`) · below · hold · residual.
 
+SpectralCache Auto          the seventh: site trunk or model · no signal, but what the forecast learned about itself
+    (`Predictor.learn`) · a budget of computed steps, placed by a density · back-tested slope · a correction on computed
+    evaluations, which repays what the skipped ones before them got wrong.
+
 What the walk taught: a gate has three moments. `advance` is arithmetic on figures that are still on the device, so that
 accumulators live there; `decide` compares what the one device-to-host read brought back; `settle` writes back what
-the decision means for the accumulators. Fixed schedules use only `decide`, and only its `Step`. A correction
-(FEB-Cache) and a span of blocks that always run (First-Block Cache) become fields of `Method` together with the first
-method that uses them.
+the decision means for the accumulators. Fixed schedules use only `decide`, and only its `Step`. A predictor may learn
+at a computed evaluation; what it learns stays beside the feature and its figures reach the gate with the next read. A
+span of blocks that always run (First-Block Cache) becomes a field of `Method` together with the first method that uses
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,7 +68,8 @@ class Step:
 
     `index` is the position in the run's sigmas (found by sigma, never counted), `total` is T = len(sigmas) - 1, `stage`
     counts earlier evaluations at the same index (0 but for multi-call samplers), `sigma` is the noise level, `offset`
-    the share of the way to the next step in sigma (0 but for evaluations off the schedule).
+    the share of the way to the next step in sigma (0 but for evaluations off the schedule), `width` what this step
+    takes off sigma, `time` the logarithm of noise over signal there (minus half the log-SNR), which falls with sigma.
     """
 
     index: int
@@ -71,6 +77,8 @@ class Step:
     sigma: float
     stage: int = 0
     offset: float = 0.0
+    width: float = 0.0
+    time: float = 0.0
 
     @property
     def progress(self) -> float:
@@ -102,21 +110,29 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One computed feature of a lane with its coordinates (`step`: its position; `value`: b n d, target tokens)."""
+    """One computed feature of a lane with its coordinates (`step`: its position; `value`: b n d, target tokens).
+
+    `learned` is what the predictor keeps beside the newest one; `time` as in `Step`.
+    """
 
     step: float
     sigma: float
     value: Tensor
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied."""
+    """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied; `scores` what
+    it compared with them, where that is not what was read.
+    """
 
     skip: bool
     reason: str
     limits: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    scores: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +185,7 @@ class Gate:
         """Compare what was read with the limits of this step. Pure host arithmetic in float64."""
         raise NotImplementedError
 
-    def settle(self, advanced: Figures, skipped: bool) -> Figures:
+    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
         """The ledger to carry on with once the evaluation was skipped or computed."""
         return {}
 
@@ -187,6 +203,29 @@ class Predictor:
     def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
         """The feature at `now` from computed ones, oldest first. May return a stored tensor: the engine never lets it
         out.
+        """
+        raise NotImplementedError
+
+    def learn(self, history: tuple[Feature, ...], new: Feature, grid: Grid | None = None) -> tuple[Past, Figures]:
+        """What a computed feature teaches, given those before it: tensors to keep beside it (`Feature.learned`), and
+        0-dim float32 figures, on the device, for the gate of the evaluations to come (the leading lane's).
+        """
+        return {}, {}
+
+
+class Correction:
+    """What repairs a computed feature for what was skipped before it. No state of its own."""
+
+    def repair(
+        self,
+        history: tuple[Feature, ...],
+        new: Feature,
+        gap: tuple[Step, ...],
+        forecast: Callable[[Step], Tensor],
+        now: Step,
+    ) -> Tensor:
+        """What to add to the feature `new`, computed at `now`: b n d, float32. `history` is from before it, `gap` are
+        the steps skipped since (at least one), `forecast` gives what stood in for one of them.
         """
         raise NotImplementedError
 
@@ -209,6 +248,9 @@ class Method:
     rules: tuple[Rule, ...]
     feature: Literal["residual", "absolute"] = "residual"
     params: Mapping[str, object] = field(default_factory=dict)
+    correction: Correction | None = None
+    site: str | None = None
+    """MODEL: skip whole model calls on every model; None: the trunk where a file describes the model."""
 
     def rule(self, site: str) -> Rule | None:
         """The rule for a site, or None if the method leaves it alone."""
@@ -224,8 +266,8 @@ class Method:
 class Streams:
     """The token streams that enter the trunk.
 
-    img: b n d, image tokens, the target first and references behind it; txt: b m d; vec: the modulation vector as the
-    blocks get it; targets: how many of the n image tokens belong to the picture that is being made.
+    img: b n d, image tokens, the target first and references behind it; txt: b m d; vec: b d, the modulation vector of
+    the target's tokens; targets: how many of the n image tokens belong to the picture that is being made.
     """
 
     img: Tensor
@@ -235,7 +277,7 @@ class Streams:
 
     @property
     def references(self) -> bool:
-        """Whether reference tokens (FLUX Kontext) follow the target."""
+        """Whether reference tokens (FLUX Kontext, Qwen-Image-Edit) follow the target."""
         return self.img.shape[1] > self.targets
 
 
@@ -250,6 +292,8 @@ class Architecture:
     """
 
     name: str = ""
+    signal_over_references: bool = False
+    """Whether the signal sees reference tokens too, because the model's polynomial was fitted so."""
 
     def matches(self, model: object) -> bool:
         """Whether this file describes `model`. Must be false where any of the other methods could fail."""

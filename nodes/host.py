@@ -16,24 +16,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling
 import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.session import LaneKey
+from ..cache_core.session import LaneKey, flow_time, plain_time
 from ..cache_core.trace import Recorder, State
-from ..cache_core.types import MODEL, TRUNK
+from ..cache_core.types import MODEL, TRUNK, Architecture
+from .live import Live, page
 from .sites import KEY, LOG, ModelCall, Options, Site, Trunk, WholeModel, fail_open, warn
 
 RUNS = RunBook()
 
-MIN_STEPS, FEW_STEPS = 5, 8
+MIN_STEPS, FEW_STEPS = 5, 9
 FREE_RUNNING_SAMPLERS = ("dpm_fast", "dpm_adaptive")
 STOCHASTIC_MARKS = ("ancestral", "sde", "lcm", "ddpm", "seeds_", "sa_solver")
 OTHER_CACHES = (
@@ -100,12 +102,14 @@ class Run:
     """One sampling run on the host's side: its session, and its site for each diffusion model it calls."""
 
     session: Session
+    method: Method
+    live: Live
     sites: dict[int, Site] = field(default_factory=dict)
 
     def site(self, model: Any) -> Site:
         """The trunk where a file describes the model, else the whole model call. (A run can call two models.)"""
         if id(model) not in self.sites:
-            architecture = architecture_of(model)
+            architecture = _trunk_of(self.method, model)
             self.sites[id(model)] = (
                 Trunk(self.session, architecture, model, recording_open, partial(self._fall_back, id(model)))
                 if architecture
@@ -156,11 +160,12 @@ def _start(
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model = attachment.method, guider.model_patcher.model
-    architecture = architecture_of(_bare(model.diffusion_model))
-    name = architecture.name if architecture else type(model.diffusion_model).__name__
+    bare = _bare(model.diffusion_model)
+    described, architecture = architecture_of(bare), _trunk_of(method, bare)
+    name = described.name if described else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, TRUNK if architecture else MODEL, len(levels) - 1)
-    session = Session(method, levels, recorder, keep)
-    run = Run(session)
+    session = Session(method, levels, recorder, keep, _time_of(model.model_sampling), _corrects(sampler))
+    run = Run(session, method, Live(recorder, page(attachment.node_id)))
     if method.never:
         return run
     for obstacle in _obstacles(sampler, levels, model_options):
@@ -168,13 +173,23 @@ def _start(
     if session.active:
         for remark in _remarks(sampler, levels):
             recorder.note(remark)
-        if architecture is None:
+        if described is None and method.site is None:
             recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
     return run
 
 
+def _time_of(model_sampling: Any) -> Callable[[float], float]:
+    """How noise compares with signal at a sigma: a flow model mixes the two, others add noise to the signal."""
+    return flow_time if isinstance(model_sampling, comfy.model_sampling.CONST) else plain_time
+
+
+def _trunk_of(method: Method, model: Any) -> Architecture | None:
+    """What describes the model's trunk, unless the method skips whole model calls on every model."""
+    return None if method.site == MODEL else architecture_of(model)
+
+
 def _finish(run: Run, state: State) -> None:
-    session = run.session
+    session, trace = run.session, None
     try:
         session.close()
         trace = session.recorder.finish(state, _place())
@@ -182,6 +197,7 @@ def _finish(run: Run, state: State) -> None:
         LOG.info(summary(trace))
     except Exception:  # a device that failed cannot be timed; the sampler's own error must stay the one that is seen
         LOG.warning("SpectralCache could not write the trace of this run.", exc_info=True)
+    run.live.end(state, trace)
     run.sites.clear()
 
 
@@ -215,8 +231,20 @@ def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
     """What a user should know of a run that is cached."""
     if len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if any(mark in _sampler_name(sampler) for mark in STOCHASTIC_MARKS):
-        yield f"{_sampler_name(sampler)} adds fresh noise at every step, so changes are large and few steps are skipped"
+    if _stochastic(sampler):
+        name = _sampler_name(sampler)
+        yield f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+
+
+def _stochastic(sampler: Any) -> bool:
+    return any(mark in _sampler_name(sampler) for mark in STOCHASTIC_MARKS)
+
+
+def _corrects(sampler: Any) -> bool:
+    """Whether the sampler adds the derivative times a difference of sigmas, and nothing else. CFG++ takes the denoised
+    latent whole.
+    """
+    return not _stochastic(sampler) and "cfg_pp" not in _sampler_name(sampler)
 
 
 def _sampler_name(sampler: Any) -> str:
@@ -255,6 +283,7 @@ def predict_noise(
     out = executor(x, timestep, options, *args, **kwargs)
     with fail_open(run.session):
         run.session.end()
+    run.live.step()
     return out
 
 

@@ -99,8 +99,8 @@ class WholeModel(_Guarded):
     """Site model: any model at all, skipped outside its forward.
 
     The feature is the ODE derivative d = (x - denoised) / sigma, so a skip returns x - sigma·d (for a flow model d is
-    the velocity, for an epsilon model the noise). Computed calls are only read. The signal sees the model's input,
-    `model_sampling.calculate_input(sigma, x)`, in place of a modulated input.
+    the velocity, for an epsilon model the noise). Computed calls are only read, unless a correction repairs them.
+    The signal sees the model's input, `model_sampling.calculate_input(sigma, x)`, in place of a modulated input.
     """
 
     name = MODEL
@@ -111,13 +111,15 @@ class WholeModel(_Guarded):
             facts = Facts(shape, call.x.dtype, call.x.device, call.control, call.weights)
             self.session.enter(call.call, facts, partial(self._probe, call), IDENTITY)
             if call.call.skip:
-                derivative = self.session.predict(call.call, self._grid(call))
-                return call.x - call.sigmas() * derivative.unflatten(1, call.x.shape[2:]).movedim(-1, 1)
+                return self._denoised(call, self.session.predict(call.call, self._grid(call)))
         denoised = forward(call.options)
         with self.guard(call):
             if call.call.reached:
                 derivative = (call.x - denoised) / call.sigmas()
-                self.session.keep(call.call, derivative.movedim(1, -1).flatten(1, -2))  # b c ... -> b (...) c
+                tokens = derivative.movedim(1, -1).flatten(1, -2)  # b c ... -> b (...) c
+                repair = self.session.keep(call.call, tokens, self._grid(call))
+                if repair is not None:
+                    return self._denoised(call, tokens + repair)
         return denoised
 
     @staticmethod
@@ -125,6 +127,11 @@ class WholeModel(_Guarded):
         """Latent pixels are the tokens here; several latents packed into one (b 1 n: audio with video) have no grid."""
         size = tuple(call.x.shape[2:])
         return size if len(size) > 1 else None
+
+    @staticmethod
+    def _denoised(call: ModelCall, tokens: torch.Tensor) -> torch.Tensor:
+        """What the model call returns for a feature: b (...) c -> b c ..."""
+        return call.x - call.sigmas() * tokens.unflatten(1, call.x.shape[2:]).movedim(-1, 1)
 
     @staticmethod
     def _probe(call: ModelCall, rows: slice) -> Probe:
@@ -179,9 +186,7 @@ class Trunk(_Guarded):
                 return self._skipped(call, slot, args)
             inner = call.foreign.get(slot)
             out = extra["original_block"](args) if inner is None else inner(args, extra)
-            if slot == self.last:
-                self.take(call, slot, out)
-            return out
+            return self.take(call, slot, out) if slot == self.last else out
 
         return hook
 
@@ -218,16 +223,22 @@ class Trunk(_Guarded):
     def _probe(self, streams: Streams, rows: slice) -> Probe:
         if "modulated" not in self.session.rule.signal.needs:
             return Probe()
-        modulated = self.architecture.modulated(self.model, streams.img[rows], streams.vec[rows])
+        tokens = streams.img.shape[1] if self.architecture.signal_over_references else streams.targets
+        modulated = self.architecture.modulated(self.model, streams.img[rows, :tokens], streams.vec[rows])
         return Probe(modulated, streams.targets)
 
-    def _take(self, call: ModelCall, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
+    def _take(self, call: ModelCall, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The feature of a computed call; what the last block returned, or a repaired copy of it."""
         entry, call.entry = call.entry, None
         with self.guard(call):
             if entry is None or not self.session.active:
-                return
+                return out
             exit_ = self.architecture.image(out, slot, call.text)[:, : call.targets]
-            self.session.keep(call.call, exit_ if self.session.absolute else exit_ - entry)
+            feature = exit_ if self.session.absolute else exit_ - entry
+            repair = self.session.keep(call.call, feature, self._grid(call))
+            if repair is not None:
+                return {**out, **self.architecture.replaced(out, slot, call.text, exit_ + repair)}
+        return out
 
     def _skipped(self, call: ModelCall, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
         if slot != self.last:

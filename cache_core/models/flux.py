@@ -24,6 +24,7 @@ class Flux(Architecture):
     """See the module docstring."""
 
     name = "FLUX.1"
+    signal_over_references = True  # Kontext's fit
 
     def matches(self, model: object) -> bool:
         named = any(base.__name__ == "Flux" for base in type(model).__mro__)

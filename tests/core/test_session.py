@@ -21,7 +21,7 @@ from cache_core.methods.freqca import freqca
 from cache_core.methods.spectralcache import spectralcache
 from cache_core.session import Facts, LaneKey, Session
 from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary
-from cache_core.types import CacheError, Method, Probe, Step
+from cache_core.types import CacheError, Feature, Method, Probe
 
 CPU = torch.device("cpu")
 ALWAYS = {"threshold": 10.0, "tads_min": 1, "tads_max": 1, "max_consecutive": 2, "gamma_low": 1000, "gamma_high": 1000}
@@ -194,13 +194,11 @@ def test_evaluations_between_two_steps_have_a_position_between_them() -> None:
 def test_history_falls_strictly_and_replaces_within_tolerance() -> None:
     history = History(5)
     for step, sigma in enumerate((1.0, 0.8, 0.8 * (1 - 0.5e-4), 0.6, 0.4)):
-        history = history.push(Step(step, 10, sigma), torch.tensor(float(step)))
+        history = history.push(Feature(step, sigma, torch.tensor(float(step)), {"slope": torch.zeros(1)}))
     assert [entry.step for entry in history.entries] == [0, 2, 3, 4]
-    assert [entry.step for entry in History(2, history.entries).push(Step(5, 10, 0.3), torch.zeros(1)).entries] == [
-        4,
-        5,
-    ]
+    assert [entry.step for entry in History(2, history.entries).push(Feature(5, 0.3, torch.zeros(1))).entries] == [4, 5]
     assert [entry.sigma for entry in history.entries] == sorted((e.sigma for e in history.entries), reverse=True)
+    assert [bool(entry.learned) for entry in history.entries] == [False, False, False, True]  # the newest one's alone
 
 
 def test_one_read_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

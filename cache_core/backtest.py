@@ -1,0 +1,94 @@
+"""A forecast that tests itself: the last slope, each radial band damped by how well the slope before it did.
+
+At every computed evaluation k, what linear extrapolation in sigma would have said is known to be right or wrong:
+
+    Y = F_k - F_(k-1)      what came
+    P = (F_(k-1) - F_(k-2)) · (sigma_k - sigma_(k-1)) / (sigma_(k-1) - sigma_(k-2))      what was said
+    g_b = clip(<Y_b, P_b> / <P_b, P_b>, 0, MOST_GAIN)      least squares, for each row and band b
+
+and until the next one    F^(sigma) = F_k + (sigma - sigma_k) / (sigma_k - sigma_(k-1)) · sum_b g_b · [F_k - F_(k-1)]_b.
+
+FreqCa (arXiv 2510.08669) extrapolates one band and holds the other by decree; here the run decides, for each lane. The
+gains are folded into one stored tensor, so that a skip is a single multiply-add. What the gains leave unexplained,
+||Y - sum g P|| / ||F_k||, is the estimate of the error one gap ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .spectrum import Rings
+from .types import Feature, Figures, Grid, Past, Predictor, Step
+
+EDGES: dict[int, tuple[float, ...]] = {1: (), 2: (0.25,), 3: (0.15, 0.4), 4: (0.1, 0.25, 0.5)}
+"""Upper edges of all bands but the last, of the largest radius, by number of bands."""
+FIRST_GAIN, MOST_GAIN = 0.5, 1.2
+SLOPE, GAINS = "slope", "gains"
+MISFIT = "misfit"
+"""Figure: the part of the newest change that the back-test could not explain, relative to the feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackTested(Predictor):
+    """See the module docstring. `bands`: 1 to 4; one where tokens lie on no known grid."""
+
+    bands: int = 3
+
+    @property
+    def depth(self) -> int:  # type: ignore[override]
+        return 2
+
+    @property
+    def needs_grid(self) -> bool:  # type: ignore[override]
+        return self.bands > 1
+
+    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+        newest = history[-1]
+        if len(history) < 2 or SLOPE not in newest.learned:
+            return newest.value
+        before = history[-2]
+        ahead = (now.time - newest.time) / (newest.time - before.time)
+        slope = newest.learned[SLOPE]
+        return torch.add(newest.value.float(), slope, alpha=ahead).to(newest.value.dtype)
+
+    def learn(self, history: tuple[Feature, ...], new: Feature, grid: Grid | None = None) -> tuple[Past, Figures]:
+        if not history:
+            return {}, {}
+        before = history[-1]
+        rings = Rings(grid, EDGES[self.bands], new.value.device)
+        came = rings.forward(new.value.float() - before.value.float())
+        figures: Figures = {}
+        if len(history) > 1:
+            said = rings.forward(_said(history, new))
+            gains, missed = _test(rings, came, said)
+            whole = new.value.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+            figures = {MISFIT: (missed / whole).sqrt()}
+        elif GAINS in new.learned:  # a second evaluation of the same step: the older feature has gone already
+            gains = new.learned[GAINS]
+        else:
+            gains = came.new_full((came.shape[0], rings.bands), FIRST_GAIN)
+        slope = rings.inverse(rings.scaled(came, gains)).to(new.value.dtype)
+        return {SLOPE: slope, GAINS: gains}, figures
+
+
+def _said(history: tuple[Feature, ...], new: Feature) -> Tensor:
+    """P: the change that the last slope announced."""
+    older, before = history[-2:]
+    ratio = (new.time - before.time) / (before.time - older.time)
+    return (before.value.float() - older.value.float()) * ratio
+
+
+def _test(rings: Rings, came: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Gains (b bands), and the squared norm of what they leave unexplained."""
+    power = rings.dots(said, said)
+    fit = torch.where(power > 0, rings.dots(came, said) / power, torch.zeros_like(power))
+    gains = fit.clamp(0.0, MOST_GAIN)
+    return gains, (came - rings.scaled(said, gains)).square().sum()
+
+
+def backtested(bands: int = 3) -> Predictor:
+    """The last slope, damped band by band by what its back-test shows."""
+    return BackTested(bands)

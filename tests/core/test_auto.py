@@ -1,0 +1,515 @@
+"""SpectralCache Auto without a host: exact budgets, a forecast that tests itself, a corrector that pays all back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cache_core import methods
+from cache_core.backtest import EDGES, GAINS, MISFIT, MOST_GAIN, BackTested
+from cache_core.coefficients import IDENTITY
+from cache_core.corrections import repay
+from cache_core.methods.auto import CUSTOM, _count, auto
+from cache_core.placement import following, places
+from cache_core.session import Facts, LaneKey, Session, flow_time
+from cache_core.spectrum import Rings
+from cache_core.trace import ESTIMATE, Recorder, report
+from cache_core.types import CacheError, Feature, Grid, Past, Probe, Step
+from cache_core.words import STEPS, WORDS, computed
+
+GRID: Grid = (3, 4)
+SHAPE = (2, 12, 5)  # b n d
+CPU = torch.device("cpu")
+
+Features = Callable[[Step], Tensor]
+"""What the model gives at a step: b n d."""
+
+
+def noise(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def anything(step: Step) -> Tensor:
+    """Features without any rule."""
+    return noise(int(1e6 * step.sigma))
+
+
+def polynomial(*coefficients: float) -> Features:
+    """sum_i c_i · (a random tensor) · time^i"""
+    parts = [c * noise(i + 1) for i, c in enumerate(coefficients)]
+    return lambda step: torch.stack([part * step.time**i for i, part in enumerate(parts)]).sum(0)
+
+
+class Run:
+    """One run of the engine, with Euler behind it: x moves by -width · (what stood in, or the repaired feature)."""
+
+    def __init__(self, steps: int, features: Features = anything, visits: Sequence[float] = (0.0,), **params: Any):
+        """visits: where each step is evaluated, as shares of the way to the next one (heun: 0 and 1)."""
+        method = auto(**params)
+        self.sigmas = [1 - i / steps for i in range(steps + 1)]
+        self.recorder = Recorder(method.name, method.params, "toy", "model", steps)
+        self.session = Session(method, self.sigmas, self.recorder)
+        self.x = torch.zeros_like(features(Step(0, steps, 1.0, time=flow_time(1.0))))
+        self.full = self.x.clone()
+        self.drift: list[float] = []
+        """After each computed evaluation: how far x has come from where computing everything would have led."""
+        self.forecasts: list[tuple[int, Tensor, Tensor]] = []
+        """(step, what stood in, what would have been computed)"""
+        self.skips: list[bool] = []
+        for i in range(steps):
+            for share in visits:
+                sigma = self.sigmas[i] + share * (self.sigmas[i + 1] - self.sigmas[i])
+                if sigma > 0:
+                    self._evaluate(sigma, features)
+        self.session.close()
+
+    def _evaluate(self, sigma: float, features: Features) -> None:
+        session, i = self.session, max(j for j, s in enumerate(self.sigmas[:-1]) if s >= sigma * (1 - 1e-4))
+        true = features(Step(i, len(self.sigmas) - 1, sigma, time=flow_time(sigma)))
+        session.begin(torch.tensor([sigma]))
+        call = session.open([LaneKey("cond")], [slice(0, len(true))])
+        session.enter(call, Facts(true.shape, true.dtype, CPU), lambda _: Probe(), IDENTITY)
+        used = true
+        if call.skip:
+            used = session.predict(call, GRID)
+            self.forecasts.append((i, used, true))
+        else:
+            repair = session.keep(call, true, GRID)
+            used = true if repair is None else true + repair
+        session.end()
+        self.skips.append(call.skip)
+        width = self.sigmas[i] - self.sigmas[i + 1]
+        self.x, self.full = self.x - width * used, self.full - width * true
+        if not call.skip:
+            self.drift.append(float((self.x - self.full).abs().max()))
+
+    @property
+    def records(self) -> list[Any]:
+        return self.recorder.records
+
+    @property
+    def computed(self) -> list[int]:
+        """The distinct steps that were computed."""
+        return sorted({record.step for record, skip in zip(self.records, self.skips, strict=True) if not skip})
+
+
+def due(steps: int, params: dict[str, Any]) -> int:
+    """How many steps have to be computed: the definition."""
+    count = _count(params.get("speedup", 2.0), params.get("quality", CUSTOM), steps)
+    return min(steps, max(count, params.get("keep_first", 1) + params.get("keep_last", 1)))
+
+
+# the budget -----------------------------------------------------------------------------------------------------------
+
+settings_of_a_run = st.fixed_dictionaries(
+    {
+        "speedup": st.floats(1.0, 6.0),
+        "quality": st.sampled_from([CUSTOM, CUSTOM, *WORDS]),
+        "keep_first": st.integers(1, 6),
+        "keep_last": st.integers(1, 6),
+        "bands": st.integers(1, 4),
+    }
+)
+
+
+@given(st.integers(5, 100), settings_of_a_run, st.sampled_from([(0.0,), (0.0, 0.5), (0.0, 1.0)]))
+@settings(max_examples=120, deadline=None)
+def test_the_budget_is_exact(steps: int, params: dict[str, Any], visits: tuple[float, ...]) -> None:
+    """One evaluation a step; or two, the second half way (dpm_2) or at the next step's sigma (heun)."""
+    run = Run(steps, visits=visits, **params)
+    assert len(run.computed) == due(steps, params)
+    kept = {*range(min(params["keep_first"], steps)), *range(max(0, steps - params["keep_last"]), steps)}
+    assert kept | {0, steps - 1} <= set(run.computed)
+    if run.session.rule.gate.never is False:
+        assert {r.reason for r in run.records if r.step in kept} <= {"kept", "first step", "last step"}
+    for step in range(steps):  # a step is computed whole or not at all
+        assert len({r.action for r in run.records if r.step == step}) == 1
+    again = Run(steps, visits=visits, **params)
+    assert [r.action for r in again.records] == [r.action for r in run.records]
+    assert torch.equal(again.x, run.x)
+
+
+@given(st.integers(1, 100), st.floats(1.0, 6.0))
+def test_custom_rounds_steps_over_speedup(steps: int, speedup: float) -> None:
+    assert _count(speedup, CUSTOM, steps) == round(steps / speedup)
+
+
+@given(st.integers(5, 99))
+def test_words_are_in_order_and_grow_with_the_number_of_steps(steps: int) -> None:
+    counts = [computed(word, steps) for word in WORDS]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] <= steps
+    assert all(computed(word, steps + 1) >= count for word, count in zip(WORDS, counts, strict=True))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_mean_what_the_table_says(word: str) -> None:
+    for steps, count in zip(STEPS, WORDS[word], strict=True):
+        assert _count(2.0, word, steps) == _count(6.0, word, steps) == computed(word, steps) == count
+    assert computed(word, 4) == 4  # nothing to spare
+
+
+def test_a_speedup_of_one_is_off_and_words_are_not() -> None:
+    assert auto(speedup=1.0).never
+    assert not auto(speedup=1.1).never
+    assert not auto(speedup=1.0, quality="Balanced").never
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"speedup": 0.9}, "speedup is 0.9; use a number from 1 to 6"),
+        ({"speedup": float("nan")}, "speedup is nan"),
+        ({"tolerance": -0.1}, "tolerance is -0.1; use a number from 0"),
+        ({"keep_first": 0}, "keep_first is 0"),
+        ({"keep_last": 0}, "keep_last is 0"),
+        ({"bands": 5}, "bands is 5; use a number from 1 to 4"),
+        ({"quality": "Best"}, "quality is 'Best'; use Custom or Quality"),
+        ({"site": "unet"}, "site is 'unet'; use auto or trunk or model"),
+    ],
+)
+def test_bad_values_are_refused_with_the_way_out(params: dict[str, Any], words: str) -> None:
+    with pytest.raises(CacheError, match=words):
+        auto(**params)
+
+
+def test_it_is_found_among_the_methods() -> None:
+    assert methods()["auto"] is auto
+
+
+# placement ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_the_next_place_always_leaves_room_for_the_others(data: Any) -> None:
+    end = data.draw(st.integers(1, 100))
+    step = data.draw(st.integers(-1, end - 1))
+    left = data.draw(st.integers(1, end - step))
+    stride = data.draw(st.floats(0.1, 10.0))
+    place = following(step, left, end, stride)
+    assert step < place <= end - left + 1
+    assert left > 1 or place == end
+    assert stride <= 1 or place >= following(step, left, end)
+
+
+@given(st.integers(2, 100), st.data())
+def test_places_are_as_many_as_asked_with_both_ends(total: int, data: Any) -> None:
+    count = data.draw(st.integers(2, total))
+    found = places(total, count)
+    assert (len(found), found[0], found[-1]) == (count, 0, total - 1)
+    assert found == sorted(set(found))
+
+
+def test_places_are_dense_early() -> None:
+    gaps = [b - a for a, b in zip(places(50, 10), places(50, 10)[1:], strict=False)]
+    assert gaps[0] < max(gaps) and gaps[-1] < max(gaps)
+
+
+# the corrector --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0, 5.0])
+def test_a_straight_run_ends_where_the_full_run_ends(degree: int, speedup: float) -> None:
+    """Whatever the forecasts missed, every computed step has paid it back."""
+    run = Run(30, polynomial(*[1.0, 0.7][: degree + 1]), speedup=speedup)
+    assert max(run.drift) < 2e-5
+    if (
+        degree and speedup > 2
+    ):  # so there was something to pay back: the first forecasts hold, or follow half of the slope
+        assert max(float((said - true).abs().max()) for _, said, true in run.forecasts) > 0.1
+
+
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0, 5.0])
+def test_a_parabola_is_paid_back_exactly_from_the_third_computed_step_on(speedup: float) -> None:
+    """Behind the first gap only two computed features are known: from there on, nothing is added to the drift."""
+    run = Run(30, polynomial(1.0, 0.7, 0.3), speedup=speedup)
+    assert max(abs(drift - run.drift[2]) for drift in run.drift[2:]) < 5e-5
+    missed = [float((said - true).abs().max()) for step, said, true in run.forecasts if step > run.computed[2]]
+    assert max(missed) > 0.01
+
+
+@given(st.lists(st.floats(0.02, 0.98), min_size=5, max_size=9, unique_by=lambda s: round(s, 2)), st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_is_paid_back_is_the_drift_of_the_gap(levels: list[float], data: Any) -> None:
+    """By hand, uneven spacing: two computed, some skipped with any forecast whatever, one computed."""
+    sigmas = [*sorted(levels, reverse=True), 0.0]
+    steps = [Step(i, len(levels), s, width=s - sigmas[i + 1], time=flow_time(s)) for i, s in enumerate(sigmas[:-1])]
+    truth = polynomial(*(data.draw(st.floats(-1, 1)) for _ in range(3)))
+    known = tuple(Feature(s.index, s.sigma, truth(s), time=s.time) for s in (*steps[:2], steps[-1]))
+    forecasts = {s.index: noise(100 + s.index) for s in steps[2:-1]}
+    gap, now = tuple(steps[2:-1]), steps[-1]
+    paid = repay(3).repair(known[:2], known[2], gap, lambda step: forecasts[step.index], now)
+    owed = torch.stack([s.width * (truth(s) - forecasts[s.index]) for s in gap]).sum(0) / now.width
+    scale = max(float(owed.abs().max()), 1.0)
+    assert torch.allclose(paid, owed, atol=1e-3 * scale)
+
+
+def test_a_step_of_no_width_pays_nothing() -> None:
+    step = Step(3, 5, 0.5, width=0.0, time=0.0)
+    new = Feature(3, 0.5, noise(), time=0.0)
+    paid = repay().repair((), new, (step,), lambda _: noise(1), step)
+    assert torch.equal(paid, torch.zeros(SHAPE))
+
+
+# the forecast ---------------------------------------------------------------------------------------------------------
+
+
+class Learned:
+    """A history as the engine builds it."""
+
+    def __init__(self, bands: int = 3) -> None:
+        self.predictor = BackTested(bands)
+        self.history: tuple[Feature, ...] = ()
+        self.figures: dict[str, Tensor] = {}
+
+    def add(self, time: float, value: Tensor, grid: Grid | None = GRID) -> Learned:
+        new = Feature(0.0, 0.0, value, time=time)
+        learned, self.figures = self.predictor.learn(self.history, new, grid)
+        older = tuple(Feature(0.0, 0.0, f.value, time=f.time) for f in self.history)
+        new = Feature(0.0, 0.0, value, learned, time)
+        self.history = (*older, new)[-self.predictor.depth :]
+        return self
+
+    def at(self, time: float, grid: Grid | None = GRID) -> Tensor:
+        return self.predictor.predict(self.history, Step(0, 1, 0.0, time=time), grid)
+
+    @property
+    def learned(self) -> Past:
+        return dict(self.history[-1].learned)
+
+
+TIMES = (3.0, 1.4, 0.9, -0.8)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+@pytest.mark.parametrize("grid", [GRID, None])
+def test_a_straight_line_in_time_is_forecast_exactly_from_three_on(bands: int, grid: Grid | None) -> None:
+    line = polynomial(1.0, 0.7)
+
+    def at(time: float) -> Tensor:
+        return line(Step(0, 1, 0.0, time=time))
+
+    learned = Learned(bands)
+    for i, time in enumerate(TIMES):
+        learned.add(time, at(time), grid)
+        exact = torch.allclose(learned.at(-2.0, grid), at(-2.0), atol=1e-4)
+        assert exact == (i >= 2)
+    assert float(learned.figures[MISFIT]) < 1e-5
+    run = Run(30, line, speedup=3.0, bands=bands)
+    later = [(said, true) for step, said, true in run.forecasts if step > run.computed[2]]
+    assert later and all(torch.allclose(said, true, atol=1e-4) for said, true in later)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_gains_lie_between_none_and_a_fifth_more(seed: int, bands: int) -> None:
+    learned = Learned(bands)
+    for i, time in enumerate(TIMES):
+        learned.add(time, noise(seed + i) * (1 + i) ** 2)
+        assert torch.isfinite(learned.at(-2.0)).all()
+    gains = learned.learned[GAINS]
+    assert gains.shape == (SHAPE[0], bands)
+    assert ((gains >= 0) & (gains <= 1.2)).all()
+    assert MOST_GAIN == 1.2
+
+
+def test_what_turns_back_is_held_and_what_runs_away_is_reined_in() -> None:
+    """The last slope was wrong in sign: the gain is 0. It was far too small: the gain stops at its limit."""
+    base, slope = noise(1), noise(2)
+    turned = Learned().add(2.0, base).add(1.0, base + slope).add(0.0, base + 0.5 * slope)
+    assert torch.equal(turned.learned[GAINS], torch.zeros(SHAPE[0], 3))
+    assert torch.allclose(turned.at(-3.0), base + 0.5 * slope, atol=1e-6)
+    away = Learned().add(2.0, base).add(1.0, base + slope).add(0.0, base + 4 * slope)
+    assert torch.allclose(away.learned[GAINS], torch.full((SHAPE[0], 3), MOST_GAIN))
+    assert torch.allclose(away.at(-1.0), base + (4 + MOST_GAIN * 3) * slope, atol=1e-4)
+
+
+def test_bands_are_tested_apart() -> None:
+    """Coarse structure keeps its slope, fine detail turns back: one is followed, the other held."""
+    coarse = torch.ones(1, 12, 1)
+    finest = torch.zeros(1, 12, 1).index_fill(1, torch.tensor(11), 1.0)
+    fine = Rings(GRID, EDGES[2], CPU).inverse(finest)
+    learned = Learned(2).add(2.0, 0 * coarse).add(1.0, coarse + fine).add(0.0, 2 * coarse)
+    assert torch.allclose(learned.learned[GAINS], torch.tensor([[1.0, 0.0]]), atol=1e-5)
+    assert torch.allclose(learned.at(-1.0), 3 * coarse, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [GRID, None])
+def test_the_misfit_is_what_the_best_gain_leaves_of_the_newest_change(grid: Grid | None) -> None:
+    base, before, after = noise(1), noise(2), noise(3)
+    learned = Learned(1).add(2.0, base, grid).add(1.0, base + before, grid).add(0.0, base + before + after, grid)
+    gains = ((after * before).sum((1, 2)) / before.square().sum((1, 2))).clamp(0, MOST_GAIN)
+    left = (after - gains[:, None, None] * before).norm() / (base + before + after).norm()
+    assert float(learned.figures[MISFIT]) == pytest.approx(float(left), rel=1e-4)
+
+
+@pytest.mark.parametrize("level", [3.0, -1e-20, 0.0])
+def test_a_constant_feature_is_held_without_a_nan(level: float) -> None:
+    learned = Learned()
+    for time in TIMES:
+        learned.add(time, torch.full(SHAPE, level))
+        assert torch.equal(learned.at(-2.0), torch.full(SHAPE, level))
+    assert all(torch.isfinite(tensor).all() for tensor in learned.learned.values())
+    run = Run(20, lambda _: torch.full(SHAPE, level))
+    assert torch.isfinite(run.x).all() and max(run.drift) < 1e-5
+
+
+@pytest.mark.parametrize("level", [3.0, 0.0])
+def test_a_constant_feature_has_no_misfit(level: float) -> None:
+    learned = Learned()
+    for time in TIMES:
+        learned.add(time, torch.full(SHAPE, level))
+    assert float(learned.figures[MISFIT]) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_near_single(dtype: torch.dtype) -> None:
+    line = polynomial(1.0, 0.7)
+    halves, singles = Run(20, lambda step: line(step).to(dtype)), Run(20, line)
+    assert halves.computed == singles.computed
+    assert halves.x.dtype == singles.x.dtype or torch.isfinite(halves.x).all()
+    error = float((halves.x.float() - singles.x).abs().max())
+    assert error < 0.02 * float(singles.x.abs().max())
+
+
+# bands ----------------------------------------------------------------------------------------------------------------
+
+GRIDS: list[Grid | None] = [(3, 4), (1, 12), (12, 1), (13, 9), (2, 3, 4), (6, 6), None]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("bands", sorted(EDGES))
+def test_bands_add_up_and_keep_inner_products(grid: Grid | None, bands: int) -> None:
+    tokens = 12 if grid is None else int(torch.tensor(grid).prod())
+    one, other = noise(1, (2, tokens, 5)), noise(2, (2, tokens, 5))
+    rings = Rings(grid, EDGES[bands], CPU)
+    assert rings.bands == (1 if grid is None else bands)
+    there, back = rings.forward(one), rings.forward(other)
+    parts = [rings.inverse(rings.scaled(there, torch.eye(rings.bands)[b].expand(2, -1))) for b in range(rings.bands)]
+    assert torch.allclose(torch.stack(parts).sum(0), one, atol=1e-5)
+    assert torch.allclose(rings.inverse(there), one, atol=1e-5)
+    assert torch.allclose(rings.dots(there, back).sum(-1), (one * other).sum((1, 2)), atol=1e-3)  # Parseval
+    assert torch.allclose(
+        rings.dots(there, there), torch.stack([part.square().sum((1, 2)) for part in parts], 1), atol=1e-3
+    )
+
+
+def test_bands_are_rings_from_coarse_to_fine() -> None:
+    rings = Rings((8, 8), EDGES[3], CPU)
+    flat, checkers = torch.ones(1, 64, 1), (torch.arange(64) // 8 + torch.arange(64)).remainder(2).mul(2.0) - 1
+    assert rings.dots(*[rings.forward(flat)] * 2)[0].gt(1e-3).tolist() == [True, False, False]
+    power = rings.dots(*[rings.forward(checkers.reshape(1, 64, 1))] * 2)[0]
+    assert power.argmax() == 2 and power[0] < 0.01 * power.sum()
+
+
+# what the run shows moves the plan ------------------------------------------------------------------------------------
+
+
+def test_after_a_surprise_the_next_computed_step_comes_sooner() -> None:
+    """From a computed step on the features are others: its back-test fails, and the next gap is shorter."""
+    calm = polynomial(1.0, 0.7, 0.1)
+    plan = Run(60, calm, speedup=5.0).computed
+    sooner = []
+    for at in range(4, 9):
+        shaken = Run(60, lambda step, at=at: calm(step) + (3 * noise(9) if step.index >= plan[at] else 0), speedup=5.0)
+        assert shaken.computed[: at + 1] == plan[: at + 1] and len(shaken.computed) == len(plan)
+        sooner.append(plan[at + 1] - shaken.computed[at + 1])
+    assert min(sooner) >= 0 < sum(sooner)
+
+
+# rows, estimates, tolerance -------------------------------------------------------------------------------------------
+
+
+def test_rows_do_not_see_each_other() -> None:
+    """A batch of two pictures is each picture alone: forecasts and payments, row by row."""
+    together = Run(20, anything)
+    for row in range(SHAPE[0]):
+        alone = Run(20, lambda step, row=row: anything(step)[row : row + 1])
+        assert alone.computed == together.computed
+        assert torch.allclose(alone.x, together.x[row : row + 1], atol=1e-5)
+
+
+def test_the_first_lane_alone_is_the_evidence() -> None:
+    """A wild second conditioning, batched or in a call of its own, changes neither estimates nor decisions."""
+    calm = polynomial(1.0, 0.7, 0.3)
+
+    def records(calls: list[list[str]]) -> list[tuple[str, str, dict[str, float]]]:
+        steps, method = 30, auto(speedup=3.0)
+        recorder = Recorder(method.name, {}, "toy", "model", steps)
+        session = Session(method, [1 - i / steps for i in range(steps + 1)], recorder)
+        for i in range(steps):
+            step = Step(i, steps, session.sigmas[i], time=flow_time(session.sigmas[i]))
+            session.begin(torch.tensor([step.sigma]))
+            for names in calls:
+                rows = [slice(2 * n, 2 * n + 2) for n in range(len(names))]
+                call = session.open([LaneKey(name) for name in names], rows)
+                session.enter(call, Facts(SHAPE, torch.float32, CPU), lambda _: Probe(), IDENTITY)
+                if call.skip:
+                    session.predict(call, GRID)
+                else:
+                    value = torch.cat([calm(step) if name == "first" else anything(step) for name in names])
+                    session.keep(call, value, GRID)
+            session.end()
+        return [(r.action, r.reason, r.scores) for r in recorder.records]
+
+    alone = records([["first"]])
+    assert any(scores for *_, scores in alone)
+    assert records([["first", "wild"]]) == alone == records([["first"], ["wild"]])
+
+
+def test_a_skipped_evaluation_has_an_estimate_once_three_are_computed() -> None:
+    run = Run(30, polynomial(1.0, 0.7, 0.3), speedup=3.0)
+    for record in run.records:
+        if record.action == "skipped":
+            assert (ESTIMATE in record.scores) == (record.step > run.computed[2])
+    assert run.recorder.finish("done", {"prompt": None, "node": None, "index": 0})["evaluations"]
+    assert "Estimated error" in report(run.recorder.finish("done", {"prompt": None, "node": None, "index": 0}))
+
+
+def test_estimates_grow_with_the_distance_and_with_the_error() -> None:
+    calm, wild = (Run(30, polynomial(1.0, 0.7, bend), speedup=5.0) for bend in (0.1, 1.0))
+
+    def estimates(run: Run) -> list[tuple[int, float]]:
+        return [(r.step, r.scores[ESTIMATE]) for r in run.records if r.action == "skipped" and r.scores]
+
+    assert sum(e for _, e in estimates(wild)) > sum(e for _, e in estimates(calm)) > 0
+    neighbours = [(a, b) for a, b in zip(estimates(calm), estimates(calm)[1:], strict=False) if b[0] == a[0] + 1]
+    assert neighbours and all(b[1] > a[1] for a, b in neighbours)
+
+
+def test_tolerance_computes_beyond_the_budget_and_says_so() -> None:
+    bent = polynomial(1.0, 0.7, 0.3)
+    without = Run(30, bent, speedup=3.0)
+    tolerance = max(r.scores.get(ESTIMATE, 0.0) for r in without.records) / 4
+    within = Run(30, bent, speedup=3.0, tolerance=tolerance)
+    assert len(without.computed) == 10 < len(within.computed) < 30
+    assert sum(r.reason == "tolerance" for r in within.records) >= 2
+    skipped = [r for r in within.records if r.action == "skipped"]
+    assert skipped and all(r.scores[ESTIMATE] <= r.limits[ESTIMATE] == tolerance for r in skipped)
+    refused = [r for r in within.records if r.reason == "tolerance" and ESTIMATE in r.scores]
+    assert refused and all(r.scores[ESTIMATE] > tolerance for r in refused)
+    text = report(within.recorder.finish("done", {"prompt": None, "node": None, "index": 0}))
+    assert "tolerance (" in text
+
+
+def test_a_wide_tolerance_costs_no_more_than_what_the_first_estimate_needs() -> None:
+    """Without an estimate nothing is within the tolerance: three are computed at the start. The budget still holds."""
+    run = Run(30, polynomial(1.0, 0.7), speedup=3.0, tolerance=10.0)
+    assert run.computed[:3] == [0, 1, 2] and len(run.computed) == 10
+
+
+def test_memory_is_two_features_and_a_slope_a_lane() -> None:
+    """And a few scalars; nothing after the run."""
+    method = auto()
+    recorder = Recorder(method.name, {}, "toy", "model", 20)
+    run = Run(20, anything)
+    one = 4 * torch.zeros(SHAPE).numel()
+    assert 3 * one <= run.recorder.cache_bytes <= 3 * one + 200
+    assert run.session.bytes() == 0 and recorder.cache_bytes == 0
