@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from bench.intervals import at
-from bench.presets import NO_CEB, NO_FDC, NO_TADS, Arm
+from bench.presets import FEWER, NO_CEB, NO_FDC, NO_TADS, Arm
 from bench.quality import Group, group
 from bench.quality_report import Row, cells, curve, families, over, sign
 from bench.tables import document, fixed, markdown, number
@@ -98,6 +98,7 @@ def showing(rows: Sequence[Row]) -> str:
         sentences.append(f"All three components against none at equal computed evaluations: {listed}.")
     else:
         sentences.append("All three components and none never compute equally much, so they cannot be compared so.")
+    sentences += against_fewer(rows)
     one, other = ({r["family"]: r for r in at_threshold(rows, PUBLISHED)}[name] for name in (BASE, FULL))
     sentences.append(
         f"At the paper's threshold {PUBLISHED:g} the full method computes {number(other['computed']):.1f} evaluations "
@@ -105,6 +106,23 @@ def showing(rows: Sequence[Row]) -> str:
         f"{fixed(number(one['psnr']), 1)} dB."
     )
     return " ".join(sentences)
+
+
+def against_fewer(rows: Sequence[Row]) -> list[str]:
+    """The best combination against the plain sampler with as many steps, at equal computed evaluations."""
+    curves = {family: curve(members) for family, members in families(rows).items()}
+    plain = curves.pop(FEWER, [])
+    told, ahead = [], 0
+    for place in PLACES:
+        values = {family: value for family, points in curves.items() if (value := at(points, place)) is not None}
+        control = at(plain, place)
+        if values and control is not None:
+            best = max(values, key=lambda family: values[family])
+            ahead += values[best] > control
+            told.append(f"{place}: {best} {values[best] - control:+.1f} dB")
+    if not told:
+        return []
+    return [f"The best combination is ahead of fewer steps at {ahead} of {len(told)} budgets ({'; '.join(told)})."]
 
 
 def report(rows: Sequence[Row], about: str) -> str:
@@ -124,7 +142,8 @@ def report(rows: Sequence[Row], about: str) -> str:
         "## Over thresholds, all components (the paper's table 4)",
         markdown(heading, [short(row) for row in families(rows)[FULL]]),
         "## At equal computed evaluations",
-        "Each combination over its thresholds, interpolated; blank where none brackets it.",
+        "Each combination over its thresholds, interpolated; thresholds that compute equally many are averaged; blank "
+        "where none brackets it.",
         markdown(*matched(rows)),
         about,
     )

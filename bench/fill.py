@@ -1,4 +1,4 @@
-"""What the commands share that walk a grid of runs of the small FLUX: options, the runs, where figures are from."""
+"""What the commands share that walk a grid of runs of the small FLUX: options, the runs, table and page from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from bench.presets import Arm
 from bench.provision import say
 from bench.quality import Group, rows, walk
 from bench.store import Store, code_version
-from bench.tables import write_csv
+from bench.tables import read_csv, write_csv
 from cache_core.types import Method
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 20
 """Seconds between two lines of progress."""
+
+Rows = list[dict[str, str]]
+Report = Callable[[Rows, str], str]
+"""The page from the CSV's rows and the line on where they are from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", metavar="K/N", help="only make every N-th pair's runs, from K; no report")
     parser.add_argument("--report", action="store_true", help="make no runs: the report from the CSV as it is")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
+
+
+def carry_out(
+    options: argparse.Namespace,
+    name: str,
+    groups: Sequence[Group],
+    report: Report,
+    folder: Path | None = None,
+    method_of: Callable[[Arm], Method] | None = None,
+    code: str = "",
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """One command: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the folder.
+
+    `folder` is where they go unless --out says; see `Runner` for `method_of` and `code`.
+    """
+    out = options.out or folder or ROOT / "docs"
+    table, page = out / f"{name}.csv", out / f"{name}.md"
+    about = provenance(page) if options.report else measure(groups, table, options.share, method_of, code)
+    if about:
+        found = read_csv(table)
+        text = report(found, about)
+        page.write_text(text, encoding="utf-8")
+        if also:
+            also(found, out)
+        print(text)
+    return 0
 
 
 def measure(
@@ -55,7 +86,8 @@ def measure(
             return ""
         write_csv(file, rows(groups, runner.outcome))
         about = runner.studio.lab.about()
-    return f"{about['machine']}; {about['versions']}; code {code_version()[:8]}. Regenerate: `{command_line()}`."
+    stamp = code_version({arm.method for group in groups for arm in group.arms if arm.method})[:8]
+    return f"{about['machine']}; {about['versions']}; code {stamp}. Regenerate: `{command_line()}`."
 
 
 def command_line() -> str:

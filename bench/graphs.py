@@ -13,9 +13,20 @@ MODEL_FILE = "tiny_flux.safetensors"
 VAE_FILE = "tiny_taef1.safetensors"
 TRAINED_SIZE = 192
 
-APPLY, FREQCA_APPLY = "SpectralCacheApply", "SpectralCacheFreqCaApply"
+AUTO, APPLY, FREQCA_APPLY = "SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply"
 
 # The defaults of the Apply nodes. ComfyUI's API takes no defaults: a graph has to name every required input.
+AUTO_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "speedup": 2.0,
+        "quality": "Balanced",
+        "tolerance": 0.0,
+        "keep_first": 1,
+        "keep_last": 1,
+        "bands": 3,
+        "site": "auto",
+    }
+)
 APPLY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "threshold": 0.6,
@@ -43,7 +54,7 @@ FREQCA_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "end_percent": 1.0,
     }
 )
-DEFAULTS = {APPLY: APPLY_DEFAULTS, FREQCA_APPLY: FREQCA_DEFAULTS}
+DEFAULTS = {AUTO: AUTO_DEFAULTS, APPLY: APPLY_DEFAULTS, FREQCA_APPLY: FREQCA_DEFAULTS}
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,9 @@ class Lab:
         steps: int,
         sigmas: torch.Tensor | None = None,
         seed: int = 0,
+        sampler: str = "euler",
     ) -> Sampled:
-        """One run with euler and the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
+        """One run with the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
         ticker = Ticker(self.clock)
         first_block = model.model.diffusion_model.double_blocks[0] if self._flux(model) else _first_block(model)
         handle = first_block.register_forward_hook(ticker.block)
@@ -175,7 +176,7 @@ class Lab:
         ticker.last = started
         try:
             latent = self.comfy.sample.sample(
-                model, noise, steps, cfg, "euler", "simple", positive, negative, torch.zeros_like(noise),
+                model, noise, steps, cfg, sampler, "simple", positive, negative, torch.zeros_like(noise),
                 sigmas=sigmas, callback=ticker.tick, disable_pbar=True, seed=seed,
             )  # fmt: skip
         finally:
@@ -220,11 +221,13 @@ class Studio:
         tokens, pooled = self._words.conditioning(text)
         return [[tokens, {"pooled_output": pooled}]]
 
-    def make(self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None) -> Sampled:
+    def make(
+        self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None, sampler: str = "euler"
+    ) -> Sampled:
         """One run; the noise is the one that the seed gives in the host's own nodes."""
         noise = self.lab.comfy.sample.prepare_noise(torch.zeros(LATENT), pair.seed)
         positive, negative = self.conditioning(pair.prompt), self.conditioning("")
-        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed)
+        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed, sampler)
 
     def picture(self, latent: torch.Tensor) -> torch.Tensor:
         """b h w c, 0 to 1, float."""
@@ -232,6 +235,4 @@ class Studio:
 
     def sigmas(self, steps: int) -> torch.Tensor:
         """The scheduler simple on the shifted schedule: T + 1 noise levels."""
-        return self.lab.comfy.samplers.calculate_sigmas(
-            self.model.get_model_object("model_sampling"), "simple", steps
-        )
+        return self.lab.comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", steps)

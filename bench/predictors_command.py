@@ -6,7 +6,6 @@ import argparse
 
 from bench import fill
 from bench.store import digest
-from bench.tables import read_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bench.predictors import grid, method_of, report
+    from bench.predictor_parts import method_of
+    from bench.predictors import grid
+    from bench.predictors_report import report
 
-    out = options.out or fill.ROOT / "docs"
-    if options.report:
-        about = fill.provenance(out / "predictors.md")
-    else:
-        code = digest([(fill.ROOT / "bench" / "predictor_parts.py").read_text("utf-8")])
-        about = fill.measure(grid(options.pairs), out / "predictors.csv", options.share, method_of, code)
-    if about:
-        text = report(read_csv(out / "predictors.csv"), about)
-        (out / "predictors.md").write_text(text, encoding="utf-8")
-        print(text)
-    return 0
+    parts = (fill.ROOT / "bench" / "predictor_parts.py").read_text("utf-8")
+    groups = grid(options.pairs)
+    return fill.carry_out(options, "predictors", groups, report, method_of=method_of, code=digest([parts]))

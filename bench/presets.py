@@ -16,10 +16,14 @@ NO_TADS, NO_CEB, NO_FDC = (
     {"max_consecutive": 1000},
     {"gamma_low": 1000.0, "gamma_high": 1000.0},
 )
-INTERVALS = (2, 3, 4, 6, 9)
-CORE_THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5)
+INTERVALS = (2, 3, 4, 6, 9, 14)
+CORE_THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 POWERS = (1.3, 1.6)
 FEWER = "fewer steps"
+ALIKE = "fewer steps, where Auto's are"
+EULER = "euler"
+TWICE = ("heun", "dpm_2")
+"""Samplers that evaluate each step twice, but the last."""
 
 
 class MissingPresets(Exception):
@@ -44,7 +48,7 @@ class Arm:
 
 def _spectral() -> list[Arm]:
     family = "SpectralCache"
-    settings = ((0.25, 2), (0.4, 2), (0.6, 2), (0.8, 4), (1.2, 4), (1.6, 6), (2.4, 8))
+    settings = ((0.15, 2), (0.25, 2), (0.4, 2), (0.6, 2), (0.8, 4), (1.2, 4), (1.6, 6), (2.4, 8))
     arms = [
         Arm(
             family,
@@ -59,7 +63,7 @@ def _spectral() -> list[Arm]:
     base = {**NO_TADS, **NO_CEB, **NO_FDC}
     return arms + [
         Arm("TeaCache", f"TeaCache {threshold:g}", method="spectralcache", params={"threshold": threshold, **base})
-        for threshold in (0.4, 0.6, 1.0, 1.6)
+        for threshold in (0.2, 0.4, 0.6, 1.0, 1.6)
     ]
 
 
@@ -69,9 +73,7 @@ def _freqca() -> list[Arm]:
         for n in INTERVALS
     ]
     hold = {"transform": "none", "high_order": 0}
-    held = [
-        Arm("hold, every N", f"hold N={n}", method="freqca", params={"interval": n, **hold}) for n in INTERVALS
-    ]
+    held = [Arm("hold, every N", f"hold N={n}", method="freqca", params={"interval": n, **hold}) for n in INTERVALS]
     both = [
         Arm(
             "FreqCa, SpectralCache's gate",
@@ -79,12 +81,28 @@ def _freqca() -> list[Arm]:
             method="freqca",
             params={"schedule": "adaptive", "threshold": threshold, "max_consecutive": most},
         )
-        for threshold, most in ((0.25, 2), (0.4, 2), (0.6, 2), (0.8, 4), (1.2, 4))
+        for threshold, most in ((0.15, 2), (0.25, 2), (0.4, 2), (0.6, 2), (0.8, 4), (1.2, 4), (1.6, 6), (2.4, 8))
     ]
     return [*published, *both, *held]
 
 
-PRESETS: Mapping[str, list[Arm]] = {"spectralcache": _spectral(), "freqca": _freqca()}
+AUTO = "SpectralCache Auto"
+AUTO_COUNTS = (23, 20, 17, 14, 12, 10, 8, 7, 6, 5)
+
+
+def auto(count: int, total: int = 28) -> Arm:
+    """Auto with a budget of so many computed steps of `total`."""
+    return Arm(
+        AUTO, f"Auto {total / count:.2g}x", method="auto", params={"speedup": total / count},
+        core=(count, total) == (10, 28), quick=count in (14, 8),
+    )  # fmt: skip
+
+
+PRESETS: Mapping[str, list[Arm]] = {
+    "auto": [auto(count) for count in AUTO_COUNTS],
+    "spectralcache": _spectral(),
+    "freqca": _freqca(),
+}
 
 
 def method_arms(names: Iterable[str]) -> list[Arm]:
@@ -117,9 +135,15 @@ def _core_arms() -> list[Arm]:
     ]  # fmt: skip
 
 
-def fewer(count: int) -> Arm:
+def fewer(count: int, sampler: str = EULER) -> Arm:
     """The control: the plain sampler with this many steps."""
-    return Arm(FEWER, f"{count} steps", "fewer", params={"count": count}, core=True, quick=True)
+    params = {"count": count} if sampler == EULER else {"count": count, "sampler": sampler}
+    return Arm(FEWER, f"{count} steps", "fewer", params=params, core=True, quick=True)
+
+
+def alike(count: int) -> Arm:
+    """The fair control for Auto's placement: this many Euler steps on the noise levels that its plan computes."""
+    return Arm(ALIKE, f"{count} steps where Auto's are", "dense", params={"count": count, "power": "auto"})
 
 
 def dense(count: int, power: float) -> Arm:
@@ -150,5 +174,5 @@ def counts(total: int) -> list[int]:
 
 def control_arms(total: int) -> list[Arm]:
     """The fewer-steps curve and the early-dense ones."""
-    near = [round(total / budget) for budget in (2.0, 2.8, 3.5, 4.67)]
+    near = [round(total / budget) for budget in (1.4, 2.0, 2.8, 3.5, 4.67, 5.6)]
     return [*(fewer(n) for n in counts(total)), *(dense(n, power) for power in POWERS for n in near)]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.intervals import finite_mean, paired
 from bench.lab import Pair
 from bench.pairs import COUNT, prompts
-from bench.presets import FEWER, Arm, control_arms, core_arms, counts, fewer, method_arms
+from bench.presets import EULER, FEWER, TWICE, Arm, control_arms, core_arms, counts, fewer, method_arms
 from bench.store import Outcome
 
 SIDE_PAIRS = 6
@@ -31,17 +31,19 @@ class Group:
     cfg: float
     pairs: tuple[Pair, ...]
     arms: tuple[Arm, ...]
+    sampler: str = EULER
 
 
-def group(steps: int, cfg: float, count: int, arms: Iterable[Arm]) -> Group:
-    return Group(steps, cfg, tuple(Pair(text, seed, cfg) for text, seed in prompts(count)), tuple(arms))
+def group(steps: int, cfg: float, count: int, arms: Iterable[Arm], sampler: str = EULER) -> Group:
+    if sampler != EULER:
+        arms = [replace(arm, params={**arm.params, "sampler": sampler}) for arm in arms]
+    return Group(steps, cfg, tuple(Pair(text, seed, cfg) for text, seed in prompts(count)), tuple(arms), sampler)
 
 
 def grid(
     names: Iterable[str], full: bool = False, quick: bool = False, pairs: int | None = None, steps: int = 28
 ) -> list[Group]:
-    """The default grid; `full` measures every row everywhere, `quick` (of `steps` steps) shows that everything runs.
-    """
+    """The default grid; `full` measures every row everywhere, `quick` (of `steps` steps) shows that everything runs."""
     ours = [*method_arms(names), *core_arms()]
     if quick:
         chosen = [arm for arm in ours if arm.quick]
@@ -67,16 +69,20 @@ def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -
     done = 0
     for g, pair in jobs:
         for arm in g.arms:
-            control(make, make(arm, pair, g.steps), pair, g.steps)
+            control(make, make(arm, pair, g.steps), pair, g)
             done += 1
             yield done, total
 
 
-def control(make: Make, outcome: Outcome, pair: Pair, steps: int) -> tuple[float, float]:
-    """PSNR and SSIM of the plain sampler with as many steps as were computed; the full run itself where all were."""
-    if outcome.computed >= steps:
+def control(make: Make, outcome: Outcome, pair: Pair, g: Group) -> tuple[float, float]:
+    """PSNR and SSIM of the plain sampler with as many evaluations as were computed; the full run itself where all were.
+
+    A sampler that evaluates a step twice but the last (heun) reaches n evaluations with (n + 1) / 2 steps.
+    """
+    count = (outcome.computed + 1) // 2 if g.sampler in TWICE else outcome.computed
+    if count >= g.steps:
         return SAME
-    plain = make(fewer(outcome.computed), pair, steps)
+    plain = make(fewer(count, g.sampler), pair, g.steps)
     return plain.psnr, plain.ssim
 
 
@@ -90,14 +96,15 @@ def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
     was skipped.
     """
     outcomes = [make(arm, pair, g.steps) for pair in g.pairs]
-    controls = [control(make, outcome, pair, g.steps) for outcome, pair in zip(outcomes, g.pairs, strict=True)]
+    controls = [control(make, outcome, pair, g) for outcome, pair in zip(outcomes, g.pairs, strict=True)]
     record: dict[str, object] = {
         "steps": g.steps,
         "cfg": g.cfg,
+        "sampler": g.sampler,
         "family": arm.family,
         "name": arm.name,
         "pairs": len(g.pairs),
-        "skipping": sum(outcome.computed < g.steps for outcome in outcomes),
+        "skipping": sum(outcome.computed < g.steps * (2 if g.sampler in TWICE else 1) for outcome in outcomes),
         "computed": statistics.fmean(outcome.computed for outcome in outcomes),
         "computed_least": min(outcome.computed for outcome in outcomes),
         "computed_most": max(outcome.computed for outcome in outcomes),
@@ -115,5 +122,7 @@ def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
         record[f"{name}_low"] = None if is_control else interval.low
         record[f"{name}_high"] = None if is_control else interval.high
     known = [outcome.cache_bytes for outcome in outcomes if outcome.cache_bytes is not None]
+    estimates = [outcome.estimate for outcome in outcomes if outcome.estimate is not None]
+    record["estimate"] = statistics.fmean(estimates) if estimates else None
     record["cache_bytes"] = round(statistics.fmean(known)) if known else None
     return record

@@ -11,7 +11,10 @@ from bench.presets import FEWER
 from bench.quality_report import Row, controls, families, groups, title
 from bench.tables import number
 
-COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#8c564b", "#6a3d9a", "#7f7f7f")
+COLOURS = (
+    "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#8c564b", "#6a3d9a", "#7f7f7f", "#a6a600",
+    "#00b3b3",
+)  # fmt: skip
 MARKS = "osd^vx"
 DASHES = ((10, 5), (2, 5), (10, 4, 2, 4))
 PANELS = (("psnr", "PSNR of the picture, dB"), ("ssim", "SSIM of the picture"))

@@ -2,6 +2,8 @@
 
 speed        what skipped evaluations and the idle node cost
 quality      every method at every budget against the full run, fewer steps and ComfyUI's own caches
+auto         SpectralCache Auto over budgets, guidance, steps and samplers, and its parts
+estimate     how true Auto's estimated error is
 ablation     the paper's tables 3 and 4 on the small model
 predictors   what stands in, and where the computed evaluations lie
 readme       the README's table from docs/quality.csv
@@ -17,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("speed", "quality", "ablation", "predictors", "readme")
+COMMANDS = ("speed", "quality", "auto", "estimate", "ablation", "predictors", "readme")
 
 
 def find_modules() -> None:

@@ -16,14 +16,20 @@ from typing import Any
 import torch
 
 from bench.lab import WEIGHTS, Pair, Sampled, Studio
-from bench.presets import Arm, places
+from bench.presets import EULER, TWICE, Arm, places
 from bench.store import Outcome, Store, code_version, digest
-from cache_core import methods
+from cache_core import methods, placement
 from cache_core.metrics import psnr, ssim
+from cache_core.trace import estimated_error
 from cache_core.types import Method
 
 VERSION = "2"
-"""Of what is measured: raise it when lab.py or this file changes a figure."""
+"""Of what is measured: raise it when lab.py, `presets.places` or this file changes a figure."""
+
+
+def named(arm: Arm) -> Method:
+    """The method of cache_core that an arm names."""
+    return methods()[arm.method](**{name: value for name, value in arm.params.items() if name != "sampler"})
 
 
 class Runner:
@@ -34,11 +40,12 @@ class Runner:
     ) -> None:
         """`method_of` makes the method of an arm whose parts live in the bench; `code` is those parts' version."""
         self.studio, self.store = studio, store
-        self._method_of = method_of or (lambda arm: methods()[arm.method](**arm.params))
-        self._code, self._own_code = code_version(), code
+        self._method_of = method_of or named
+        self._own_code = code
+        self._codes: dict[str, str] = {}
         weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
         self._ground = f"{VERSION} {weights} {studio.lab.about()['versions']}"
-        self._reference: tuple[Pair, int, Sampled, torch.Tensor] | None = None
+        self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
         self._warm = False
 
@@ -53,21 +60,31 @@ class Runner:
 
     def _key(self, arm: Arm, pair: Pair, steps: int) -> str:
         parameters = json.dumps([arm.kind, arm.method, dict(arm.params)], sort_keys=True)
-        code = {"method": self._code, "bench": self._code + self._own_code}.get(arm.kind, "")
-        return digest([self._ground, code, parameters, repr(pair), str(steps)])
+        return digest([self._ground, self._code(arm), parameters, repr(pair), str(steps)])
+
+    def _code(self, arm: Arm) -> str:
+        """The version of the code that an arm goes through; nothing for arms without code of ours."""
+        if arm.kind not in ("method", "bench"):
+            return ""
+        if arm.method not in self._codes:
+            self._codes[arm.method] = code_version([arm.method] if arm.method else [])
+        return self._codes[arm.method] + (self._own_code if arm.kind == "bench" else "")
 
     def _measure(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
-        full, picture = self._full(pair, steps)
+        sampler = str(arm.params.get("sampler", EULER))
+        full, picture = self._full(pair, steps, sampler)
         model, count, sigmas = self._set_up(arm, steps)
         with self.studio.lab.site(arm.params.get("site")):
-            run = self.studio.make(model, pair, count, sigmas)
-        self._check(arm, run)
+            run = self.studio.make(model, pair, count, sigmas, sampler)
+        if sampler not in TWICE:
+            self._check(arm, run)
         self.made += 1
         mine = self.studio.picture(run.latent)
         spread = float(full.latent.max() - full.latent.min())
+        computed, evaluations = self._evaluations(run, sampler)
         return Outcome(
-            computed=sum(run.computed),
-            evaluations=len(run.computed),
+            computed=computed,
+            evaluations=evaluations,
             seconds=run.total,
             speedup=full.total / run.total,
             cache_bytes=run.trace["cache_bytes"] if run.trace else None,
@@ -75,6 +92,7 @@ class Runner:
             ssim=ssim(mine, picture),
             latent_psnr=psnr(run.latent, full.latent, spread),
             latent_ssim=ssim(run.latent.movedim(1, -1), full.latent.movedim(1, -1), spread),
+            estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
         )
 
     def _set_up(self, arm: Arm, steps: int) -> tuple[Any, int, torch.Tensor | None]:
@@ -84,7 +102,8 @@ class Runner:
             return model, params["count"], None
         if arm.kind == "dense":
             levels = self.studio.sigmas(steps)
-            chosen = [*places(steps, params["count"], params["power"]), steps]
+            count, power = params["count"], params["power"]
+            chosen = [*(placement.places(steps, count) if power == "auto" else places(steps, count, power)), steps]
             return model, params["count"], levels[chosen]
         if arm.kind in ("EasyCache", "LazyCache"):
             return self._core(arm.kind, model, params), steps, None
@@ -102,6 +121,17 @@ class Runner:
         return node.execute(guarded, **{**defaults, **given}).args[0]
 
     @staticmethod
+    def _evaluations(run: Sampled, sampler: str) -> tuple[int, int]:
+        """Computed and all evaluations. The callback counts steps, of which some samplers evaluate all but the last
+        twice; there the trace knows better.
+        """
+        if sampler not in TWICE:
+            return sum(run.computed), len(run.computed)
+        if run.trace is None:
+            return 2 * len(run.computed) - 1, 2 * len(run.computed) - 1
+        return run.trace["computed"] + run.trace["partial"], len(run.trace["evaluations"])
+
+    @staticmethod
     def _check(arm: Arm, run: Sampled) -> None:
         """The pack's own count must be what the hook on the first block saw."""
         if run.trace is None:
@@ -113,17 +143,17 @@ class Runner:
                 f"{sum(run.computed)} by the blocks ({'; '.join(run.trace['notes'])})"
             )
 
-    def _full(self, pair: Pair, steps: int) -> tuple[Sampled, torch.Tensor]:
-        if self._reference is None or self._reference[:2] != (pair, steps):
+    def _full(self, pair: Pair, steps: int, sampler: str = EULER) -> tuple[Sampled, torch.Tensor]:
+        if self._reference is None or self._reference[:3] != (pair, steps, sampler):
             if not self._warm:
                 self.studio.make(self.studio.model, pair, 4)  # loads the model, not timed
                 self._warm = True
-            runs = [self.studio.make(self.studio.model, pair, steps) for _ in range(2)]
+            runs = [self.studio.make(self.studio.model, pair, steps, None, sampler) for _ in range(2)]
             if not torch.equal(runs[0].latent, runs[1].latent):
                 raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
             runs[0].total = statistics.fmean(run.total for run in runs)
-            self._reference = (pair, steps, runs[0], self.studio.picture(runs[0].latent))
-        return self._reference[2], self._reference[3]
+            self._reference = (pair, steps, sampler, runs[0], self.studio.picture(runs[0].latent))
+        return self._reference[3], self._reference[4]
 
 
 def copied_input(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -1,13 +1,16 @@
 """`bench speed`: what a skipped evaluation costs, what the node costs while it skips nothing, and what a run gains.
 
-Every arm is one way to sample the same picture. A round runs all of them, in an order that turns from round to round;
-figures are lower quartiles over rounds, so that they hold while other programs disturb most of them, with bootstrap
-intervals over the rounds.
+Every arm is one way to sample the same picture. A round runs all of them, in an order that turns from round to round,
+with a run without the node before and behind every two. Ratios are taken inside a round, against what a run without
+the node would have taken at that moment (between its two neighbours), so that a machine that gets slower or faster
+cancels; figures are medians over rounds with bootstrap intervals over the rounds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.big_models import Size, build, conditioning
+from bench.big_models import Size, build, conditioning, moderate
 from bench.lab import ROOT, Lab, Sampled
 from cache_core import methods
 from cache_core.spectrum import Transform, low_pass
@@ -29,6 +32,10 @@ FREQCA, FREQCA_FFT, UNSPLIT = "FreqCa, DCT", "FreqCa, FFT", "FreqCa, no transfor
 READERS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
 TRANSFORM_REPEATS, TRANSFORM_LOOPS = 15, 5
 CUTOFF = 0.1
+GROUP = 2
+"""Arms between two runs without a node."""
+SMALLEST, IDLE_ROUNDS, IDLE_STEPS = (128, 1, 1, 16), 60, 10
+"""The model on which the idle node's own time shows: what it does does not grow with the model."""
 
 
 def arms() -> dict[str, Any]:
@@ -45,65 +52,101 @@ def arms() -> dict[str, Any]:
     }
 
 
-Rounds = Sequence[dict[str, Sampled]]
-"""Each round: the run of every arm."""
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Seconds that a run without a node, and one evaluation of it, would have taken at some moment of a round."""
+
+    total: float
+    evaluation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The runs of one round in the order in which they were made; the first and the last are without a node."""
+
+    runs: tuple[tuple[str, Sampled], ...]
+
+    def run(self, arm: str) -> Sampled:
+        return next(run for name, run in self.runs if name == arm)
+
+    def all(self, arm: str) -> list[Sampled]:
+        return [run for name, run in self.runs if name == arm]
+
+    def base(self, arm: str) -> Base:
+        """Between the runs without a node before and behind the arm's, by the time in between."""
+        ends = list(itertools.accumulate(run.wall for _, run in self.runs))
+        middles = [end - run.wall / 2 for end, (_, run) in zip(ends, self.runs, strict=True)]
+        here = next(i for i, (name, _) in enumerate(self.runs) if name == arm)
+        plain = [i for i, (name, _) in enumerate(self.runs) if name == NONE]
+        before, behind = max(i for i in plain if i < here), min(i for i in plain if i > here)
+        share = (middles[here] - middles[before]) / (middles[behind] - middles[before])
+        first, second = (self.runs[i][1] for i in (before, behind))
+
+        def between(a: float, b: float) -> float:
+            return a + share * (b - a)
+
+        return Base(
+            between(first.total, second.total),
+            between(statistics.median(of_kind(first, True)), statistics.median(of_kind(second, True))),
+        )
+
+    @property
+    def spread(self) -> float:
+        """How far the runs without a node lie apart: the longest over the shortest, minus 1."""
+        totals = [run.total for run in self.all(NONE)]
+        return max(totals) / min(totals) - 1
 
 
 @dataclass(slots=True)
 class Measured:
-    """All runs, round by round, and what was measured beside them."""
+    """All runs, round by round, and what was measured beside them.
+
+    idle: seconds that the node adds to an evaluation while its gate is never, on the smallest model, round by round.
+    """
 
     size: Size
     steps: int
-    rounds: list[dict[str, Sampled]] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     transforms: dict[str, float] = field(default_factory=dict)
+    idle: list[float] = field(default_factory=list)
     reads: Counter[str] = field(default_factory=Counter)
 
     def evaluations(self, arm: str, computed: bool) -> list[float]:
         """Seconds of the arm's computed or skipped evaluations; a run's first one, which sets up, is left out."""
-        return [seconds for run in self.runs(arm) for seconds in _of_kind(run, computed)]
-
-    def runs(self, arm: str) -> list[Sampled]:
-        return [results[arm] for results in self.rounds]
+        return [seconds for each in self.rounds for run in each.all(arm) for seconds in of_kind(run, computed)]
 
 
-def calm(runs: Sequence[Sampled]) -> float:
-    """Seconds of a whole run: at each evaluation the lower quartile over the runs, and that of what is around them.
-
-    One run's sum would carry whatever disturbed any of its evaluations.
-    """
-    places = [quartile([run.seconds[i] for run in runs]) for i in range(len(runs[0].seconds))]
-    return math.fsum(places) + quartile([run.total - math.fsum(run.seconds) for run in runs])
-
-
-def quartile(values: Sequence[float]) -> float:
-    """The lower quartile: calm while most measurements are disturbed."""
-    return sorted(values)[len(values) // 4]
-
-
-def skip_share(rounds: Rounds, arm: str) -> float:
-    """A skipped evaluation in a computed one of the run without a node."""
-    skipped = [s for results in rounds for s in _of_kind(results[arm], False)]
-    return quartile(skipped) / quartile([s for results in rounds for s in _of_kind(results[NONE], True)])
-
-
-def overhead(rounds: Rounds, arm: str) -> float:
-    """The whole run over the run without a node, minus 1."""
-    return calm([results[arm] for results in rounds]) / calm([results[NONE] for results in rounds]) - 1
-
-
-def speedup(rounds: Rounds, arm: str) -> float:
-    return 1 / (1 + overhead(rounds, arm))
-
-
-def over_expected(rounds: Rounds, arm: str) -> float:
-    """The speed-up over T / (C + s·S), with s the measured share of a skip."""
-    computed, total = sum(rounds[0][arm].computed), len(rounds[0][arm].computed)
-    return speedup(rounds, arm) / (total / (computed + skip_share(rounds, arm) * (total - computed)))
-
-
-def _of_kind(run: Sampled, computed: bool) -> list[float]:
+def of_kind(run: Sampled, computed: bool) -> list[float]:
+    """Seconds of computed or of skipped evaluations, the first of the run left out."""
     return [s for s, ran in list(zip(run.seconds, run.computed, strict=True))[1:] if ran == computed]
+
+
+def skip_share(each: Round, arm: str) -> float:
+    """A skipped evaluation in a computed one of the run without a node."""
+    return statistics.median(of_kind(each.run(arm), False)) / each.base(arm).evaluation
+
+
+def overhead(each: Round, arm: str) -> float:
+    """The whole run over the run without a node, minus 1."""
+    return each.run(arm).total / each.base(arm).total - 1
+
+
+def speedup(each: Round, arm: str) -> float:
+    return each.base(arm).total / each.run(arm).total
+
+
+def over_expected(each: Round, arm: str) -> float:
+    """The speed-up over T / (C + s·S), with s the round's share of a skip."""
+    ran = each.run(arm).computed
+    skipped = len(ran) - sum(ran)
+    return speedup(each, arm) * (sum(ran) + skip_share(each, arm) * skipped) / len(ran)
+
+
+def order(names: Sequence[str], turn: int) -> list[str]:
+    """One round: the arms from the `turn`-th on, and a run without a node around every `GROUP` of them."""
+    turned = [*names[turn % len(names) :], *names[: turn % len(names)]]
+    groups = [turned[i : i + GROUP] for i in range(0, len(turned), GROUP)]
+    return [NONE, *itertools.chain.from_iterable([*group, NONE] for group in groups)]
 
 
 def measure(lab: Lab, size: Size, steps: int, rounds: int, cfg: float, say: Callable[[str], None]) -> Measured:
@@ -122,15 +165,38 @@ def measure(lab: Lab, size: Size, steps: int, rounds: int, cfg: float, say: Call
         sample(SKIPPING)  # loads the model too
     for name in (NONE, FREQCA):
         sample(name)
-    names = list(models)
+    names = [name for name in models if name != NONE]
     for index in range(rounds):
-        turn = index % len(names)
-        result.rounds.append({name: sample(name) for name in [*names[turn:], *names[:turn]]})
-        seconds = quartile(_of_kind(result.rounds[-1][NONE], True))
-        say(f"round {index + 1} of {rounds}: a computed evaluation takes {seconds:.3f} s")
+        result.rounds.append(Round(tuple((name, sample(name)) for name in order(names, index))))
+        last = result.rounds[-1]
+        seconds = statistics.median(of_kind(last.runs[0][1], True))
+        say(f"round {index + 1} of {rounds}: a computed evaluation takes {seconds:.3f} s, runs without the node lie "
+            f"{last.spread:.0%} apart")  # fmt: skip
     result.transforms = transforms(lab, size)
+    result.idle = idle(lab, cfg)
     _require_skips(result)
     return result
+
+
+def idle(lab: Lab, cfg: float) -> list[float]:
+    """Seconds an evaluation that gate never adds, on the smallest model, each between two runs without the node."""
+    size = moderate(*SMALLEST)
+    model = build(size, lab.device)
+    models = (model, lab.attach(model, arms()[NEVER]))
+    noise = torch.randn(size.latent, generator=torch.Generator().manual_seed(0))
+    positive, negative = conditioning(size, 1), conditioning(size, 2)
+
+    def total(attached: bool) -> float:
+        return lab.sample(models[attached], noise, positive, negative, cfg, IDLE_STEPS).total
+
+    for attached in (True, False):
+        total(attached)
+    plain, differences = [total(False)], []
+    for _ in range(IDLE_ROUNDS):
+        with_node = total(True)
+        plain.append(total(False))
+        differences.append((with_node - (plain[-2] + plain[-1]) / 2) / IDLE_STEPS)
+    return differences
 
 
 def _require_skips(result: Measured) -> None:
@@ -148,7 +214,7 @@ def transforms(lab: Lab, size: Size) -> dict[str, float]:
     grid = (size.latent[-2] // 2, size.latent[-1] // 2)
     values = torch.randn(1, size.tokens, size.hidden, device=lab.device)
     kinds: tuple[Transform, ...] = ("dct", "fft")
-    return {kind: quartile(list(_loops(lab, lambda k=kind: low_pass(values, grid, k, CUTOFF)))) for kind in kinds}
+    return {kind: statistics.median(_loops(lab, lambda k=kind: low_pass(values, grid, k, CUTOFF))) for kind in kinds}
 
 
 def _loops(lab: Lab, call: Callable[..., Any]) -> Iterator[float]:

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.big_models import REAL, moderate
     from bench.lab import Lab
     from bench.speed import measure
-    from bench.speed_report import UNSTEADY, figures, report, row, summary, unsteady
+    from bench.speed_report import figures, report, row, summary
 
     if options.threads > 1 and options.device == "cpu":
         say("Processor time counts every thread, so seconds of several threads are their sum.")
@@ -43,11 +43,10 @@ def run(options: argparse.Namespace) -> int:
         size = REAL.get(options.model) or moderate(options.hidden, options.double, options.single, options.side)
         measured = measure(lab, size, options.steps, options.rounds, options.cfg, say)
     lines = figures(measured)
-    steady = unsteady(measured) <= UNSTEADY
-    print(text_table(("", "value", "95 % interval", "target", ""), [row(line, steady) for line in lines]))
+    print(text_table(("", "value", "95 % interval", "target", ""), [row(line) for line in lines]))
     print(f"\n{summary(lines, measured)}")
     name = "speed" if options.model == "moderate" else f"speed-{options.model}"
-    write_csv(options.out / f"{name}.csv", [line.record(steady) for line in lines])
+    write_csv(options.out / f"{name}.csv", [line.record() for line in lines])
     path = options.out / f"{name}.md"
     path.write_text(report(lines, measured, lab.about(), command_line()), encoding="utf-8")
     print(f"{path}")

@@ -1,11 +1,13 @@
 """Finished runs on disk, one small file each, so that an interrupted bench goes on where it stopped.
 
 A run is known by everything that its figures depend on: the weights, ComfyUI's and torch's versions, what was sampled
-and, for methods of the pack, the text of the code. Uncached runs do not depend on the code and are shared.
+and, for methods of the pack, the text of the code that such a run goes through: a new method or a new model remakes no
+other method's rows. Uncached runs do not depend on the code and are shared.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -16,7 +18,13 @@ from pathlib import Path
 from bench.provision import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("cache_core/**/*.py", "nodes/host.py", "nodes/sites.py")
+CODE = (
+    "cache_core/*.py", "cache_core/models/__init__.py", "cache_core/models/flux.py", "nodes/host.py", "nodes/sites.py",
+)  # fmt: skip
+"""What every cached run of the small FLUX goes through, beside its own method's files."""
+TELLING = ("cache_core/__init__.py", "cache_core/trace.py", "cache_core/words.py")
+"""Of these, what only names or tells: no figure depends on it."""
+METHODS = "cache_core/methods"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +42,39 @@ class Outcome:
     ssim: float
     latent_psnr: float
     latent_ssim: float
+    estimate: float | None = None
 
 
 def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
-def code_version(root: Path = ROOT) -> str:
-    """Changes whenever the code that a method runs through does."""
-    files = sorted(path for pattern in CODE for path in root.glob(pattern))
+def code_version(methods: Iterable[str] = (), root: Path = ROOT) -> str:
+    """Changes whenever the code does that runs of these methods (names of their files) go through.
+
+    Without a method: of a composition that the bench makes itself.
+    """
+    shared = {path for pattern in CODE for path in root.glob(pattern)} - {root / name for name in TELLING}
+    files = sorted(shared.union(*(method_files(name, root) for name in methods)))
     return digest(f"{path.relative_to(root).as_posix()} {path.read_text('utf-8')}" for path in files)
+
+
+def method_files(name: str, root: Path = ROOT) -> set[Path]:
+    """A method's own file, and the other methods' that it imports, and that these import."""
+    found: set[Path] = set()
+    waiting = [name]
+    while waiting:
+        file = root / METHODS / f"{waiting.pop()}.py"
+        if file not in found and file.exists():
+            found.add(file)
+            waiting += _siblings(ast.parse(file.read_text("utf-8")))
+    return found
+
+
+def _siblings(tree: ast.Module) -> list[str]:
+    """Names of the files beside it that a file imports: `from . import a` and `from .a import b`."""
+    relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return [name for node in relative for name in ([node.module] if node.module else [a.name for a in node.names])]
 
 
 class Store:

@@ -1,7 +1,9 @@
 """The bench without ComfyUI: statistics, presets, placements, the store, and tables that come from a CSV alone."""
 
 import argparse
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,24 +13,28 @@ from PIL import Image
 from bench import (
     ablation,
     chart,
+    fill,
     predictor_parts,
     predictors,
+    predictors_report,
     presets,
     quality,
     quality_plot,
     quality_report,
     readme_command,
+    speed,
     speed_report,
+    store,
     tables,
 )
 from bench.intervals import at, bootstrap, disturbed, finite_mean, paired
-from bench.lab import Pair
+from bench.lab import Pair, Sampled
 from bench.pairs import COUNT, prompts
 from bench.presets import Arm
 from bench.speed_report import Figure
-from bench.store import Outcome, Store, code_version
+from bench.store import Outcome, Store, code_version, method_files
 from cache_core import methods
-from cache_core.types import Feature, Step
+from cache_core.types import Feature, Predictor, Step
 
 
 def outcome(computed: int, psnr: float, ssim: float = 0.9) -> Outcome:
@@ -80,13 +86,55 @@ def test_a_disturbed_clock_is_seen() -> None:
     assert disturbed([[1.0] * 5 + [10.0] * 5]) > 0.7
 
 
-def test_targets_are_judged_by_the_interval_and_not_while_the_machine_is_busy() -> None:
-    def verdict(low: float, high: float, steady: bool = True, at_least: bool = False) -> str:
-        return Figure("x", speed_report.Interval(low, low, high), "%", 2.0, at_least).verdict(steady)
+def test_targets_are_judged_by_the_interval_and_no_effect_is_called_one() -> None:
+    def verdict(low: float, high: float, at_least: bool = False, null: float | None = None) -> str:
+        return Figure("x", speed_report.Interval(low, low, high), "%", 2.0, at_least, null).verdict()
 
     assert [verdict(1, 1.9), verdict(2.1, 3), verdict(1, 3)] == ["met", "missed", "undecided"]
     assert [verdict(2.1, 3, at_least=True), verdict(1, 1.9, at_least=True)] == ["met", "missed"]
-    assert verdict(1, 1.9, steady=False).startswith("not judged")
+    assert verdict(-1, 1, null=0) == "met, interval holds 0" and verdict(0.1, 1, null=0) == "met"
+    assert verdict(-1, 3, null=0) == "undecided, interval holds 0"
+    assert Figure("x", speed_report.Interval(0, -1, 1), "%", null=0).verdict() == "interval holds 0"
+
+
+def sampled(seconds: Sequence[float], computed: Sequence[bool]) -> Sampled:
+    return Sampled(torch.zeros(1), list(seconds), math.fsum(seconds), math.fsum(seconds), list(computed), None)
+
+
+def drifting(slope: float) -> speed.Round:
+    """A machine whose seconds grow with time: 4 computed evaluations a run, of which an arm skips two at a tenth."""
+    clock, runs = 0.0, []
+    for name in (speed.NONE, speed.NEVER, speed.SKIPPING, speed.NONE):
+        kinds = [True, False, False, True] if name == speed.SKIPPING else [True] * 4
+        seconds = []
+        for computed in kinds:
+            seconds.append((1 + slope * clock) * (1.0 if computed else 0.1))
+            clock += seconds[-1]
+        runs.append((name, sampled(seconds, kinds)))
+    return speed.Round(tuple(runs))
+
+
+def test_ratios_inside_a_round_cancel_a_drifting_machine() -> None:
+    calm, drifts = drifting(0.0), drifting(0.04)
+    assert speed.overhead(calm, speed.NEVER) == pytest.approx(0) and calm.spread == pytest.approx(0)
+    assert speed.skip_share(calm, speed.SKIPPING) == pytest.approx(0.1)
+    assert speed.speedup(calm, speed.SKIPPING) == pytest.approx(4 / 2.2)
+    assert speed.over_expected(calm, speed.SKIPPING) == pytest.approx(1)
+    assert drifts.spread > 0.4
+    assert speed.overhead(drifts, speed.NEVER) == pytest.approx(0, abs=0.02)
+    assert speed.over_expected(drifts, speed.SKIPPING) == pytest.approx(1, abs=0.02)
+    first = drifts.runs[0][1].total
+    assert drifts.run(speed.NEVER).total / first - 1 > 0.15  # what a ratio across the round would have said
+
+
+def test_a_round_has_every_arm_once_between_runs_without_the_node() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    for turn in range(7):
+        made = speed.order(names, turn)
+        assert sorted(name for name in made if name != speed.NONE) == names
+        assert made[0] == made[-1] == speed.NONE and made[1] == names[turn % 5]
+        places = [i for i, name in enumerate(made) if name == speed.NONE]
+        assert all(2 <= b - a <= 3 for a, b in itertools.pairwise(places))
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -104,13 +152,13 @@ def test_every_method_has_presets_that_it_accepts() -> None:
 
 def test_a_method_without_presets_is_named_with_the_way_out() -> None:
     with pytest.raises(presets.MissingPresets, match=r"newmethod\.py; add its table to bench/presets\.py"):
-        presets.method_arms([*methods(), "newmethod"])
+        presets.method_arms([*presets.PRESETS, "newmethod"])
 
 
 def test_the_default_grid_is_the_one_in_the_documents() -> None:
     groups = quality.grid(methods())
     assert [(g.steps, g.cfg, len(g.pairs)) for g in groups] == [(28, 3, 24), (28, 1, 6), (20, 3, 6), (50, 3, 6)]
-    assert [len(g.arms) for g in groups[1:]] == [3, 3, 3]
+    assert [len(g.arms) for g in groups[1:]] == [len(methods()) + 1] * 3  # one row a method, and EasyCache
     full = quality.grid(methods(), full=True)
     assert {len(g.arms) for g in full if g.steps == 28} == {len(groups[0].arms)}
     assert all(len(g.pairs) == COUNT for g in full)
@@ -133,10 +181,12 @@ def test_placements_have_the_count_asked_for(total: int, power: float) -> None:
 
 
 def test_warm_up_placements_are_the_published_ones() -> None:
-    assert predictors.anchors(predictors.WARM, 12) == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27]
-    for count in predictors.BUDGETS:
-        for placement in predictors.placement_names():
-            assert len(predictors.anchors(placement, count)) == count
+    assert predictor_parts.anchors(predictor_parts.WARM, 12) == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27]
+    for arm in [*predictors.arms(), *predictors.long_arms()]:
+        if arm.kind == "bench":
+            steps = arm.params.get("steps", predictor_parts.STEPS)
+            placed = predictor_parts.anchors(arm.params["placement"], arm.params["count"], steps)
+            assert len(placed) == arm.params["count"] and placed[-1] == steps - 1, arm.name
 
 
 def test_ablation_has_the_papers_eight_combinations() -> None:
@@ -147,7 +197,93 @@ def test_ablation_has_the_papers_eight_combinations() -> None:
         methods()["spectralcache"](**arm.params)
 
 
-# --- the prototype's forecast ---------------------------------------------------------------------------------------
+def test_ablation_says_where_the_best_combination_loses_to_fewer_steps(tmp_path: Path) -> None:
+    """Computed 7 and 9 by threshold: TADS 2 dB behind fewer steps, everything else 4 dB behind, TADS ahead at 9."""
+
+    def make(arm: Arm, pair: Pair, steps: int) -> Outcome:
+        if arm.kind == "fewer":
+            return outcome(arm.params["count"], 20.0 + arm.params["count"])
+        computed = 9 if arm.params["threshold"] < 0.5 else 7
+        lead = (1.0 if computed == 9 else -2.0) if arm.family == "TADS" else -4.0
+        return outcome(computed, 20.0 + computed + lead)
+
+    tables.write_csv(tmp_path / "ablation.csv", quality.rows(ablation.grid(2), make))
+    (sentence,) = ablation.against_fewer(tables.read_csv(tmp_path / "ablation.csv"))
+    told = "ahead of fewer steps at 1 of 3 budgets (7: TADS -2.0 dB; 8: TADS -0.5 dB; 9: TADS +1.0 dB)."
+    assert sentence == f"The best combination is {told}"
+
+
+# --- forecasts that only the bench has ------------------------------------------------------------------------------
+
+SIGMAS = (1.0, 0.95, 0.8, 0.6, 0.5)
+NOW = Step(9, 28, 0.35, 0, 0.0)
+
+
+def history_of(function: Callable[[float], float], sigmas: Sequence[float] = SIGMAS) -> tuple[Feature, ...]:
+    """Features that all hold one number."""
+    return tuple(Feature(i, sigma, torch.full((1, 2, 3), function(sigma))) for i, sigma in enumerate(sigmas))
+
+
+def forecast(predictor: Predictor, history: tuple[Feature, ...], now: Step = NOW) -> float:
+    used = history[-predictor.depth :]
+    return float(predictor.predict(used, now, (1, 2)).flatten()[0])
+
+
+def test_forecasts_over_log_snr_are_exact_there_and_not_in_sigma() -> None:
+    def line(sigma: float) -> float:
+        return 3.0 - 0.5 * predictor_parts.log_snr(sigma)
+
+    past = history_of(line, SIGMAS[1:])
+    for name in ("linear in log-SNR × 1", "Newton 2 in log-SNR", "back-tested, 3 bands, log-SNR"):
+        assert forecast(predictor_parts.PREDICTORS[name](), past) == pytest.approx(line(NOW.sigma), abs=1e-5), name
+    assert abs(forecast(predictor_parts.PREDICTORS["linear in sigma × 1"](), past) - line(NOW.sigma)) > 0.005
+
+
+def test_the_first_step_drops_out_of_log_snr_as_in_the_limit() -> None:
+    """Linear between an entry ever further away and the newest tends to the newest; Newton 2 to linear."""
+    start = history_of(lambda sigma: 2 - sigma, SIGMAS[:3])
+    made = predictor_parts.PREDICTORS
+    assert forecast(made["linear in log-SNR × 1"](), start[:1]) == pytest.approx(1.0)
+    assert forecast(made["linear in log-SNR × 1"](), start[:2]) == pytest.approx(1.05)  # holds
+    assert forecast(made["linear in sigma × 1"](), start[:2]) == pytest.approx(1.65)
+    assert forecast(made["Newton 2 in log-SNR"](), start) == forecast(made["linear in log-SNR × 1"](), start)
+    far = (Feature(0, 1 - 1e-15, start[0].value), *start[1:])
+    near = forecast(made["Newton 2 in log-SNR"](), far)
+    assert near == pytest.approx(forecast(made["Newton 2 in log-SNR"](), start), abs=0.05)
+    dropped = made["Newton 2 in sigma, first step dropped"]()
+    assert forecast(dropped, history_of(lambda s: s * s, SIGMAS[:3])) != pytest.approx(0.35**2, abs=1e-3)
+    assert forecast(dropped, history_of(lambda s: s * s)) == pytest.approx(0.35**2, abs=1e-6)
+
+
+def test_newton_3_is_exact_on_cubics_and_newton_2_is_not() -> None:
+    def cubic(sigma: float) -> float:
+        return 1 - sigma + 4 * sigma**3
+
+    made = predictor_parts.PREDICTORS
+    assert forecast(made["Newton 3 in sigma"](), history_of(cubic)) == pytest.approx(cubic(0.35), abs=1e-5)
+    assert abs(forecast(made["Newton 2 in sigma"](), history_of(cubic)) - cubic(0.35)) > 1e-2
+
+
+@pytest.mark.parametrize("degree", [2, 3, 4])
+def test_chebyshev_fit_is_the_ridge_regression_of_the_monomials_oracle(degree: int) -> None:
+    """Without a ridge it is exact on polynomials of its degree; with one it minimises |Phi c - F|² + lambda |c|²."""
+    past = history_of(lambda sigma: 2 + sigma - 3 * sigma**degree)
+    exact = predictor_parts.Chebyshev(degree, ridge=0.0)
+    assert forecast(exact, past) == pytest.approx(2 + 0.35 - 3 * 0.35**degree, abs=1e-4)
+    ridge = 0.1
+    x = torch.tensor([2 * sigma - 1 for sigma in SIGMAS], dtype=torch.float64)
+    rows = [torch.ones_like(x), x, 2 * x**2 - 1, 4 * x**3 - 3 * x, 8 * x**4 - 8 * x**2 + 1][: degree + 1]
+    values = torch.tensor([float(entry.value[0, 0, 0]) for entry in past], dtype=torch.float64)
+    stacked = torch.cat([torch.stack(rows, 1), ridge**0.5 * torch.eye(degree + 1, dtype=torch.float64)])
+    aim = torch.cat([values, torch.zeros(degree + 1, dtype=torch.float64)])
+    solution = torch.linalg.lstsq(stacked, aim[:, None]).solution[:, 0]
+    at = 2 * NOW.sigma - 1
+    basis = [1.0, at, 2 * at**2 - 1, 4 * at**3 - 3 * at, 8 * at**4 - 8 * at**2 + 1][: degree + 1]
+    fitted = sum(c * t for c, t in zip(solution.tolist(), basis, strict=True))
+    assert forecast(predictor_parts.Chebyshev(degree, ridge), past) == pytest.approx(fitted, abs=1e-5)
+    slope = forecast(predictor_parts.PREDICTORS["linear in sigma × 1"](), past)
+    half = forecast(predictor_parts.Chebyshev(degree, ridge, 0.5), past)
+    assert half == pytest.approx((fitted + slope) / 2, abs=1e-5)
 
 
 def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> None:
@@ -160,38 +296,98 @@ def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> N
 
     line = history([start + slope * sigma for sigma in (1.0, 0.9, 0.7)])
     now = Step(5, 28, 0.55, 0, 0.0)
-    forecast = predictor_parts.BackTested().predict(line, now, grid)
-    torch.testing.assert_close(forecast, start + slope * 0.55, atol=1e-4, rtol=1e-4)
+    told = predictor_parts.BackTested().predict(line, now, grid)
+    torch.testing.assert_close(told, start + slope * 0.55, atol=1e-4, rtol=1e-4)
     turning = history([start, start + noise, start])  # the forecast pointed the wrong way: its gain is 0
     assert torch.allclose(predictor_parts.BackTested().predict(turning, now, grid), start, atol=1e-5)
 
 
+def test_averaged_gains_are_those_of_two_anchors_and_one_band_needs_no_grid() -> None:
+    """Values 0, 1, 2, 2.5 at even spacing: the last slope came at half of what was said, the one before in full."""
+    past = tuple(Feature(i, 1 - i / 10, torch.full((1, 2, 3), v)) for i, v in enumerate((0.0, 1.0, 2.0, 2.5)))
+    now = Step(4, 28, 0.6, 0, 0.0)
+    assert forecast(predictor_parts.BackTested(()), past, now) == pytest.approx(2.5 + 0.5 * 0.5)
+    assert forecast(predictor_parts.BackTested((), averaged=True), past, now) == pytest.approx(2.5 + 0.75 * 0.5)
+    assert not predictor_parts.BackTested(()).needs_grid
+    assert predictor_parts.BackTested().predict(past, now, None) is past[-1].value  # bands, but no grid: held
+
+
 def test_bands_add_up() -> None:
     values = torch.randn(2, 35, 4, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(sum(predictor_parts.bands(values, (5, 7))), values)
+    torch.testing.assert_close(sum(predictor_parts.split(values, (5, 7), predictor_parts.EDGES)), values)
 
 
 # --- the store and the tables ---------------------------------------------------------------------------------------
 
 
 def test_the_store_gives_back_what_it_got_and_nothing_broken(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert store.get("a") is None
-    store.put("a", outcome(12, math.inf))
-    assert store.get("a") == outcome(12, math.inf)
+    kept = Store(tmp_path)
+    assert kept.get("a") is None
+    kept.put("a", outcome(12, math.inf))
+    assert kept.get("a") == outcome(12, math.inf)
     (tmp_path / "a.json").write_text('{"computed": 1', "utf-8")
-    assert store.get("a") is None
+    assert kept.get("a") is None
 
 
-def test_the_code_version_changes_with_the_code(tmp_path: Path) -> None:
-    for name in ("cache_core", "nodes"):
-        (tmp_path / name).mkdir()
-    file = tmp_path / "cache_core" / "gates.py"
-    file.write_text("a = 1\n", "utf-8")
-    before = code_version(tmp_path)
-    assert before == code_version(tmp_path)
-    file.write_text("a = 2\n", "utf-8")
-    assert code_version(tmp_path) != before
+CODE = {
+    "cache_core/gates.py": "",
+    "cache_core/trace.py": "",
+    "cache_core/metrics.py": "",
+    "cache_core/models/__init__.py": "",
+    "cache_core/models/flux.py": "",
+    "cache_core/methods/plain.py": "from ..gates import never",
+    "cache_core/methods/built.py": "from . import plain",
+    "cache_core/methods/taller.py": "from .built import built",
+    "nodes/host.py": "",
+    "nodes/sites.py": "",
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, text in CODE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "remade"),
+    [
+        ("cache_core/gates.py", {"plain", "taller", ""}),
+        ("cache_core/metrics.py", {"plain", "taller", ""}),
+        ("cache_core/models/flux.py", {"plain", "taller", ""}),
+        ("nodes/sites.py", {"plain", "taller", ""}),
+        ("cache_core/methods/plain.py", {"plain", "taller"}),  # by way of built
+        ("cache_core/methods/taller.py", {"taller"}),
+        ("cache_core/methods/newest.py", set()),
+        ("cache_core/models/qwen_image.py", set()),
+        ("cache_core/trace.py", set()),
+        ("nodes/stats.py", set()),
+    ],
+)
+def test_runs_are_remade_where_their_code_changed_and_nowhere_else(
+    repository: Path, changed: str, remade: set[str]
+) -> None:
+    """ "" is a composition of the bench's own: no method's file counts for it."""
+
+    def versions() -> dict[str, str]:
+        return {name: code_version([name] if name else [], repository) for name in ("plain", "taller", "")}
+
+    before = versions()
+    assert before == versions()
+    file = repository / changed
+    file.write_text((file.read_text("utf-8") if file.exists() else "") + "\n# changed\n", "utf-8")
+    assert {name for name, version in versions().items() if version != before[name]} == remade
+
+
+def test_the_stamp_covers_what_a_run_of_the_small_flux_imports() -> None:
+    """The real files: a rename would otherwise leave a method without a stamp."""
+    assert {file.name for file in method_files("freqca")} == {"freqca.py", "spectralcache.py"}
+    assert {file.name for file in method_files("spectralcache")} == {"spectralcache.py"}
+    for pattern in store.CODE:
+        assert list(store.ROOT.glob(pattern)), pattern
+    assert len({code_version([name]) for name in methods()} | {code_version()}) == len(methods()) + 1
 
 
 def made_up(arm: Arm, pair: Pair, steps: int) -> Outcome:
@@ -255,7 +451,62 @@ def test_readme_section_is_renewed_and_checked(csv: Path, tmp_path: Path) -> Non
     assert run(check=False) == 1 and readme.read_text("utf-8") == "no markers"
 
 
-REPORTS = {"quality": quality_report.report, "ablation": ablation.report, "predictors": predictors.report}
+def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--report makes no runs (there is no ComfyUI here) and keeps the line on where the figures are from."""
+    (csv.parent / "quality.md").write_text("# Old\n\nwords\n\nmeasured somewhere\n", "utf-8")
+    options = argparse.Namespace(out=csv.parent, report=True, share=None)
+    seen: list[int] = []
+
+    def report(rows: list[dict[str, str]], about: str) -> str:
+        return f"{len(rows)} rows\n\n{about}\n"
+
+    assert fill.carry_out(options, "quality", [], report, also=lambda rows, out: seen.append(len(rows))) == 0
+    page = (csv.parent / "quality.md").read_text("utf-8")
+    assert page == "11 rows\n\nmeasured somewhere\n" and seen == [11] and page in capsys.readouterr().out
+
+
+def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
+    """Early-dense plain steps come 1 dB closer than even ones; hold equals them, linear 2 dB more, Newton 2 5 dB less;
+    the first step out of the history is worth 4 dB; 10 of 28, where few rows are made, flatters linear.
+    """
+    value = 20.0 + arm.params["count"] + pair.seed % 5
+    if arm.kind == "dense":
+        value += 1
+    if arm.kind == "bench":
+        name = arm.params["predictor"]
+        value += 1 + 2 * name.startswith("linear") - 5 * name.startswith("Newton 2") + 4 * ("dropped" in name)
+        value += 9 * (name.startswith("linear") and (steps, arm.params["count"]) == (28, 10))
+    return outcome(arm.params["count"], value)
+
+
+def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) -> None:
+    tables.write_csv(tmp_path / "predictors.csv", quality.rows(predictors.grid(2), guessed))
+    table = predictors_report.tabled(tables.read_csv(tmp_path / "predictors.csv"))
+
+    def line(text: str, start: str) -> list[str]:
+        found = next(row for row in text.splitlines() if row.startswith(f"| {start} |"))
+        return [cell.strip() for cell in found.strip("|").split("|")][1:]
+
+    forecasts = line(predictors_report.forecasts(table), "linear in sigma × 1")
+    assert forecasts == ["+2.0 (+2.0 to +2.0)"] * 6
+    assert line(predictors_report.forecasts(table), "Chebyshev 2") == ["", "", "+0.0 (+0.0 to +0.0)", "", "", ""]
+    same = line(predictors_report.same_sigmas(table), "early-dense p=1.6, 50 steps")
+    assert [cell[:4] for cell in same] == ["+0.0", "+2.0", "+6.0", "+2.0", "+0.0", "+0.0"]
+    assert "early-dense p=1.3, 8 computed (0, 2, ...) +4.0 (+4.0 to +4.0)" in predictors_report.first_step(table)
+    leading = predictors_report.leading(table)
+    assert "early-dense p=1.6: linear in sigma, first step dropped +6.0" in leading
+    assert "behind hold: Newton 2 in sigma -5.0" in leading
+    steadfast = predictors_report.steadfast(table)
+    assert "linear in sigma × 1 (+2.0 at least, 26 cells)" in steadfast and "Newton" not in steadfast
+    assert "linear in step × 0.5" not in steadfast  # at one placement alone
+    page = predictors_report.report(tables.read_csv(tmp_path / "predictors.csv"), "somewhere")
+    assert "12 computed: best residual · early-dense p=1.3 · linear in sigma, first step dropped with" in page
+    assert "hold, warm-up, every N | -1.6 → +1.0" in page  # the first look's -1.6 turned
+    assert "The sign turned in 6 of 42 cells" in page
+    assert page.count("## All rows") == 2 and page.endswith("somewhere\n")
+
+
+REPORTS = {"quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report}
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -287,8 +538,8 @@ def test_ticks_are_round_and_cover_the_values() -> None:
 
 def test_every_predictor_arm_is_a_method_that_the_engine_accepts() -> None:
     """A composition with a hole in it would only show after minutes of sampling."""
-    for arm in predictors.arms():
+    for arm in [*predictors.arms(), *predictors.long_arms()]:
         if arm.kind == "bench":
-            method = predictors.method_of(arm)
-            assert not method.never and 1 <= method.rules[0].predictor.depth <= 3
+            method = predictor_parts.method_of(arm)
+            assert not method.never and 1 <= method.rules[0].predictor.depth <= predictor_parts.ALL
             assert method.feature == ("absolute" if arm.params["feature"] == "absolute" else "residual")

@@ -42,7 +42,8 @@ QUALITY = ("quality", "--quick", "--pairs", "1", "--steps", "8")
 def test_quality_measures_every_kind_of_row_and_is_resumed(folder: Path) -> None:
     text = bench(folder, *QUALITY)
     rows = {row["name"]: row for row in table(folder / "quality.csv")}
-    assert {row["family"] for row in rows.values()} == {"fewer steps", "SpectralCache", "FreqCa", "EasyCache"}
+    families = {"fewer steps", "SpectralCache", "SpectralCache Auto", "FreqCa", "EasyCache"}
+    assert {row["family"] for row in rows.values()} == families
     assert float(rows["5 steps"]["computed"]) == 5
     freqca = rows["FreqCa N=3"]  # 8 steps: 0, 1, 2, 5 and the last
     assert float(freqca["computed"]) == 5 and 10 < float(freqca["psnr"]) < 100 and int(freqca["cache_bytes"]) > 0
@@ -59,4 +60,6 @@ def test_speed_times_every_arm(folder: Path) -> None:
     assert float(rows["features kept a lane, SpectralCache"]["value"]) == pytest.approx(2.0, rel=0.01)
     assert float(rows["features kept a lane, FreqCa, DCT"]["value"]) == pytest.approx(3.0, rel=0.01)
     assert float(rows["skipped evaluation, SpectralCache"]["value"]) > 0
+    idle = rows["gate never, own time an evaluation"]
+    assert idle["unit"] == "ms" and abs(float(idle["value"])) < 50
     assert "not FLUX.1 on a GPU" in (folder / "speed.md").read_text("utf-8")

@@ -1,0 +1,35 @@
+"""How true SpectralCache Auto's estimated error is: each skipped evaluation computed as well."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench import fill
+from bench.tables import read_csv, write_csv
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    import torch
+
+    from bench.estimate import measure, report
+    from bench.lab import Lab, Studio
+    from bench.store import code_version
+
+    out = options.out or fill.ROOT / "docs"
+    table, page = out / "estimate.csv", out / "estimate.md"
+    if options.report:
+        about = fill.provenance(page)
+    else:
+        with torch.inference_mode():
+            studio = Studio(Lab())
+            write_csv(table, list(measure(studio, options.pairs)))
+        machine = studio.lab.about()
+        stamp = code_version(["auto"])[:8]
+        about = f"{machine['machine']}; {machine['versions']}; code {stamp}. Regenerate: `{fill.command_line()}`."
+    page.write_text(report(read_csv(table), about), encoding="utf-8")
+    print(page.read_text("utf-8"))
+    return 0
