@@ -163,8 +163,8 @@ def test_added_image_tokens_have_no_grid_and_that_is_said(host: Any) -> None:
     assert any("no grid" in note for note in trace["notes"])
 
 
-@pytest.mark.claim("FreqCa", "Wan 2.1, SD3 and Qwen-Image through whole model calls")
-@pytest.mark.parametrize("family", ["wan2.1", "sd3", "qwen_image"])
+@pytest.mark.claim("FreqCa", "Wan 2.1, SD3 and Chroma through whole model calls")
+@pytest.mark.parametrize("family", ["wan2.1", "sd3", "chroma"])
 def test_any_model_through_the_model_site(host: Any, family: str) -> None:
     patcher, text, shape = host.tiny.load(family)
     generator = torch.Generator().manual_seed(1)

@@ -1,7 +1,7 @@
 """The graphs in `workflows/`, as the frontend saves them: they name only what host and pack have, and they run.
 
-The server tells what it has (`/object_info`), as it tells the frontend. Where FLUX.1-dev's files are needed to run,
-stand-ins take their place: the small trained model, and a prompt node instead of the text encoders.
+The server tells what it has (`/object_info`), as it tells the frontend. Where model files are needed to run, stand-ins
+take their place: the small trained FLUX or the small random Qwen-Image, and prompt nodes instead of the text encoders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
 
 FRONTEND_ONLY = {"MarkdownNote", "Note"}
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-MODEL_FILES = {"unet_name", "vae_name", "clip_name1", "clip_name2"}
+MODEL_FILES = {"unet_name", "vae_name", "clip_name", "clip_name1", "clip_name2"}
 AFTER_GENERATE = {"fixed", "increment", "decrement", "randomize"}
 TITLE = 30  # pixels of a node's title, above its position
 LARGEST_THUMBNAIL = 150_000  # bytes
@@ -38,7 +38,8 @@ every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: pat
 
 @pytest.fixture(scope="module")
 def info(server: Any) -> Info:
-    """What the host says of a node class, asked once."""
+    """What the host says of a node class, asked once. `example.png` comes with every ComfyUI."""
+    Image.radial_gradient("L").convert("RGB").save(server.base / "input" / "example.png")
     known: dict[str, dict[str, Any]] = {}
 
     def ask(kind: str) -> dict[str, Any]:
@@ -76,7 +77,9 @@ def is_widget(spec: tuple[Any, dict[str, Any]]) -> bool:
 
 
 def widgets(node: Node, about: dict[str, Any]) -> dict[str, Any]:
-    """The node's widget values by name. A seed is followed by what happens to it after a run."""
+    """The node's widget values by name. Behind a seed stands what happens to it after a run, behind a picture its
+    button.
+    """
     values = iter(node.get("widgets_values") or [])
     named = {}
     for name, spec in specs(about).items():
@@ -84,6 +87,8 @@ def widgets(node: Node, about: dict[str, Any]) -> dict[str, Any]:
             named[name] = next(values)
             if spec[1].get("control_after_generate"):
                 assert next(values) in AFTER_GENERATE
+            if spec[1].get("image_upload"):
+                assert next(values) == "image"
     assert not list(values), f"{node['type']} has more values than widgets"
     return named
 
@@ -235,19 +240,32 @@ def get(server: Any, address: str) -> bytes:
 
 
 def with_stand_ins(api: dict[str, dict[str, Any]], graphs: ModuleType) -> dict[str, dict[str, Any]]:
-    """The graph with small stand-ins for FLUX.1-dev, its autoencoder and its text encoders; small and short."""
+    """The graph with small stand-ins for its model, its autoencoder and its text encoders; small and short."""
+    side, caption = graphs.TRAINED_SIZE, "a large red circle on grass"
     changes: dict[str, dict[str, Any]] = {
         "UNETLoader": {"unet_name": graphs.MODEL_FILE},
         "VAELoader": {"vae_name": graphs.VAE_FILE},
-        "EmptySD3LatentImage": {"width": graphs.TRAINED_SIZE, "height": graphs.TRAINED_SIZE},
+        "EmptySD3LatentImage": {"width": side, "height": side},
         "KSampler": {"steps": STEPS},
     }
+    trained = any(node["inputs"].get("unet_name") == "flux1-dev.safetensors" for node in api.values())
+    if not trained:  # untrained, or untrained for references: too much changes from step to step
+        changes["SpectralCacheApply"] = {"threshold": 10.0, "gamma_low": 1000.0, "gamma_high": 1000.0}
     stood_in = {}
     for key, node in api.items():
         kind, inputs = node["class_type"], node["inputs"]
-        if kind == "CLIPTextEncode":
-            stood_in[key] = graphs.node("SpectralCacheStandInPrompt", text="a large red circle on grass")
-        elif kind != "DualCLIPLoader":
+        if kind == "UNETLoader" and "qwen" in inputs["unet_name"]:
+            family = "qwen_image_2511" if "2511" in inputs["unet_name"] else "qwen_image"
+            stood_in[key] = graphs.node("SpectralCacheStandInQwen", family=family)
+        elif kind == "CLIPTextEncode":
+            stood_in[key] = graphs.node("SpectralCacheStandInPrompt", text=caption)
+        elif kind == "TextEncodeQwenImageEditPlus":
+            picture = {"vae": inputs["vae"], "image": inputs["image1"]}
+            stood_in[key] = graphs.node("SpectralCacheStandInEditPrompt", text=caption, **picture)
+        elif kind == "FluxKontextImageScale":
+            scaled = {"upscale_method": "area", "width": side, "height": side, "crop": "center"}
+            stood_in[key] = graphs.node("ImageScale", image=inputs["image"], **scaled)
+        elif kind not in ("CLIPLoader", "DualCLIPLoader"):
             stood_in[key] = {"class_type": kind, "inputs": {**inputs, **changes.get(kind, {})}}
     return stood_in
 
@@ -263,7 +281,8 @@ def test_it_runs(path: Path, server: Any, info: Info, graphs: ModuleType) -> Non
             assert len(picture.getcolors(graphs.TRAINED_SIZE**2)) > 100, "a picture, not a plain colour"
     for key in of_type(graph, "SpectralCacheStats"):
         trace = json.loads(entry["outputs"][key]["trace"][0])
-        assert trace["state"] == "done"
+        assert (trace["state"], trace["site"]) == ("done", "model" if path.stem.endswith("_auto") else "trunk")
+        assert trace["model"] == ("Qwen-Image" if path.stem.startswith("qwen") else "FLUX.1")
         assert len(trace["evaluations"]) == STEPS
         assert trace["skipped"] > 0
 

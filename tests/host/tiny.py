@@ -1,7 +1,8 @@
-"""Tiny models with random weights, of every family that the site model is shown on. Needs the host on `sys.path`.
+"""Tiny models with random weights. Needs the host on `sys.path`.
 
-Where the host's loader derives the dimensions from the weights, the model goes through that loader (LOADED); the others
-are built from the host's own class and configuration at small dimensions (BUILT).
+The site model is shown on families without an architecture file. Where the host's loader derives the dimensions from
+the weights, the model goes through that loader (LOADED); the others are built from the host's own class and
+configuration at small dimensions (BUILT), as is Qwen-Image for the site trunk (DESCRIBED).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ CHROMA = FLUX | {
 }
 QWEN_IMAGE = {
     "image_model": "qwen_image",
-    "num_layers": 2,
+    "num_layers": 3,
     "attention_head_dim": 128,
     "num_attention_heads": 1,
     "joint_attention_dim": CONTEXT,
@@ -113,23 +114,37 @@ LOADED = {
 BUILT = {
     "next_dit": ("Lumina2", NEXT_DIT, CONTEXT, (1, 16, 8, 8)),
     "chroma": ("Chroma", CHROMA, CONTEXT, (1, 16, 8, 8)),
+}
+QWEN_IMAGE_2511 = QWEN_IMAGE | {"default_ref_method": "index_timestep_zero"}
+QWEN_IMAGE_LAYERED = QWEN_IMAGE | {"default_ref_method": "negative_index", "use_additional_t_cond": True}
+DESCRIBED = {
     "qwen_image": ("QwenImage", QWEN_IMAGE, CONTEXT, (1, 16, 1, 8, 8)),
+    "qwen_image_2511": ("QwenImage", QWEN_IMAGE_2511, CONTEXT, (1, 16, 1, 8, 8)),
+    "qwen_image_layered": ("QwenImage", QWEN_IMAGE_LAYERED, CONTEXT, (1, 16, 3, 8, 8)),
 }
 """family: class in comfy.supported_models, unet_config, text width, latent shape (b c ...)."""
+SKIPPING = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
+"""SpectralCache Apply: skips two of three steps."""
 
 
-def randomize(module: torch.nn.Module, seed: int = 0) -> None:
-    """Small random weights everywhere, the zero-initialised ones too, so that the output depends on everything."""
+def randomize(module: torch.nn.Module, seed: int = 0, spread: float = 0.05, norm: float = 0.0) -> None:
+    """Small random weights everywhere, the zero-initialised ones too, so that the output depends on everything.
+
+    `norm` is the mean of what the normalisations scale with.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.05
+    for name, parameter in module.named_parameters():
+        mean = norm if "norm" in name and parameter.dim() == 1 else 0.0
+        parameter.data = mean + torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * spread
 
 
 def load(family: str) -> tuple[Any, int, tuple[int, ...]]:
     """A ModelPatcher, its text width and a latent shape."""
     if family in LOADED:
         return _through_the_loader(*LOADED[family])
-    return _from_the_class(*BUILT[family])
+    if family in BUILT:
+        return _from_the_class(*BUILT[family])
+    return _from_the_class(*DESCRIBED[family], spread=0.1, norm=1.0)  # so that text, mask and references tell
 
 
 def _through_the_loader(
@@ -151,7 +166,7 @@ def _through_the_loader(
 
 
 def _from_the_class(
-    name: str, unet_config: dict[str, Any], text: int, shape: tuple[int, ...]
+    name: str, unet_config: dict[str, Any], text: int, shape: tuple[int, ...], **weights: float
 ) -> tuple[Any, int, tuple[int, ...]]:
     import comfy.model_patcher
     import comfy.supported_models
@@ -159,6 +174,66 @@ def _from_the_class(
     with torch.inference_mode(False):
         config = getattr(comfy.supported_models, name)({**unet_config, "dtype": torch.float32})
         model = config.get_model({}, device=torch.device("cpu"))
-        randomize(model.diffusion_model)
+        randomize(model.diffusion_model, **weights)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device), text, shape
+
+
+class Qwen:
+    """The small Qwen-Image: its conditioning and its runs."""
+
+    def __init__(self, host: Any, family: str = "qwen_image") -> None:
+        self.host = host
+        self.model, self.text, (*_, self.layers, _, _) = load(family)
+
+    @property
+    def diffusion_model(self) -> Any:
+        return self.model.model.diffusion_model
+
+    @property
+    def blocks(self) -> Any:
+        return self.diffusion_model.transformer_blocks
+
+    def references(self, *sizes: tuple[int, int], seed: int = 4) -> list[torch.Tensor]:
+        """Reference latents: 1 c 1 h w."""
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(1, 16, 1, *size, generator=generator) for size in sizes]
+
+    def conditioning(self, seed: int, *sizes: tuple[int, int], tokens: int = 8, **options: Any) -> list[Any]:
+        """Random text, b m d = 1 tokens 64, with references of these latent sizes."""
+        text = torch.randn(1, tokens, self.text, generator=torch.Generator().manual_seed(seed))
+        references = {"reference_latents": self.references(*sizes)} if sizes else {}
+        return [[text, references | options]]
+
+    def sample(self, model: Any = None, *, size: tuple[int, int] = (12, 16), batch: int = 1, **options: Any) -> Any:
+        """One run through the host's own sampling function: b c t h w."""
+        latent = torch.zeros(batch, 16, self.layers, *size)
+        sides = {"positive": self.conditioning(1), "negative": self.conditioning(2)}
+        return self.host.sample(model or self.model, **{"latent": latent, "steps": 12} | sides | options)
+
+    def counted(self, run: Any) -> tuple[Any, int]:
+        """Run, and count the blocks that ran."""
+        runs: list[int] = []
+        handles = [block.register_forward_hook(lambda *_: runs.append(1)) for block in self.blocks]
+        try:
+            return run(), len(runs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def check(self, model: Any = None, *, least: int = 6, **options: Any) -> dict[str, Any]:
+        """Refusing gates: bit-identical. Skipping: blocks, trace and lanes agree. Returns the skipping run's trace."""
+        host, model = self.host, model or self.model
+        plain, blocks = self.counted(lambda: self.sample(model, **options))
+        refusing = (host.apply(model, threshold=1e-6), host.freqca(model, warmup_steps=100))
+        for refused in refusing:
+            assert torch.equal(self.sample(refused, **options), plain)
+            assert host.trace()["skipped"] == 0 and host.trace()["cache_bytes"] > 0
+        for eager in (host.freqca(model, interval=3), host.apply(model, **SKIPPING)):
+            out, ran = self.counted(lambda eager=eager: self.sample(eager, **options))
+            trace: dict[str, Any] = host.trace()
+            assert torch.isfinite(out).all() and not torch.equal(out, plain)
+            assert (trace["site"], trace["state"], trace["model"]) == ("trunk", "done", "Qwen-Image"), trace["notes"]
+            assert trace["skipped"] >= least and trace["partial"] == 0 and trace["notes"] == [], trace["notes"]
+            assert ran * len(trace["evaluations"]) == blocks * trace["computed"]
+        return trace
