@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import SpectralCacheApply
+from .auto_apply import SpectralCacheAutoApply
 from .freqca_apply import SpectralCacheFreqCaApply
 from .stats import SpectralCacheStats
 
@@ -11,4 +12,4 @@ class SpectralCacheExtension(ComfyExtension):
     """The nodes of this pack; ids are for ever, names are what users read."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralCacheApply, SpectralCacheFreqCaApply, SpectralCacheStats]
+        return [SpectralCacheAutoApply, SpectralCacheApply, SpectralCacheFreqCaApply, SpectralCacheStats]

@@ -203,6 +203,10 @@ class Host:
         """A clone of `model` (the small FLUX) with FreqCa on it."""
         return self.host.attach(model or self.model, self.core.methods()["freqca"](**params), None)
 
+    def auto(self, model: Any = None, **params: Any) -> Any:
+        """A clone of `model` (the small FLUX) with SpectralCache Auto on it."""
+        return self.host.attach(model or self.model, self.core.methods()["auto"](**params), None)
+
     def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
         """Random conditioning: b m d = 1 tokens 64."""
         generator = torch.Generator().manual_seed(seed)
@@ -270,6 +274,44 @@ def _inference_mode() -> Iterator[None]:
     """As ComfyUI's executor runs nodes."""
     with torch.inference_mode():
         yield
+
+
+@dataclass(frozen=True)
+class Caching:
+    """A method with two settings: one that records everything and skips nothing, one that skips two of three steps."""
+
+    host: Host
+    method: str
+    record: dict[str, Any]
+    skip: dict[str, Any]
+    site: str
+
+    def refusing(self, model: Any = None) -> Any:
+        """A clone of `model` (the small FLUX) on which nothing is skipped."""
+        return self._attached(model, self.record)
+
+    def fast(self, model: Any = None) -> Any:
+        """A clone of `model` (the small FLUX) on which two of three steps are skipped."""
+        return self._attached(model, self.skip)
+
+    def _attached(self, model: Any, params: dict[str, Any]) -> Any:
+        return self.host.host.attach(model or self.host.model, self.host.core.methods()[self.method](**params), None)
+
+
+EAGER = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
+METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "SpectralCache": ("spectralcache", {"threshold": 1e-6}, EAGER, "trunk"),
+    "FreqCa": ("freqca", {"warmup_steps": 100}, {"interval": 3, "warmup_steps": 1}, "trunk"),
+    "Auto": ("auto", {"keep_first": 100}, {"speedup": 3.0}, "model"),
+    "Auto, trunk": ("auto", {"keep_first": 100, "site": "trunk"}, {"speedup": 3.0, "site": "trunk"}, "trunk"),
+}
+"""name: file, settings that skip nothing, settings that skip, site."""
+
+
+@pytest.fixture(params=METHODS)
+def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
+    """Every method in turn, for what has to hold whatever the method is."""
+    return Caching(host, *METHODS[request.param])
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,9 @@ def test_the_contract_of_the_inputs(server: Any, graphs: Any) -> None:
     assert stats["output_name"] == ["report", "timeline", "speedup", "trace"]
 
 
-@pytest.mark.parametrize("node", ["SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"])
+@pytest.mark.parametrize(
+    "node", ["SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"]
+)
 def test_every_input_has_help_and_the_node_is_found(server: Any, node: str) -> None:
     info = server.object_info(node)
     groups = [info["input"].get(kind, {}) for kind in ("required", "optional")]
@@ -271,7 +273,7 @@ def test_freqca_through_the_server(server: Any, graphs: Any, settings: dict[str,
 
 
 def test_help_pages_are_served(server: Any) -> None:
-    for node in ("SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"):
+    for node in ("SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"):
         page = server._request(f"/extensions/spectralcache/docs/{node}.md").decode()
         info = server.object_info(node)
         names = [name for kind in ("required", "optional") for name in info["input"].get(kind, {})]

@@ -52,12 +52,21 @@ def failures(host: Any, check: Any) -> dict[str, str]:
 
 @pytest.mark.claim("Samplers", "every sampler of the host: attached and never skipping is bit-identical, CFG 1 and 3")
 @pytest.mark.parametrize(
-    ("params", "cfg"), [({"threshold": 0.0}, 3.0), ({"threshold": 1e-6}, 1.0), ({"threshold": 1e-6}, 3.0)]
+    ("method", "params", "cfg"),
+    [
+        ("apply", {"threshold": 0.0}, 3.0),
+        ("apply", {"threshold": 1e-6}, 1.0),
+        ("apply", {"threshold": 1e-6}, 3.0),
+        ("auto", {"keep_first": 100}, 3.0),
+        ("auto", {"keep_first": 100, "site": "trunk"}, 1.0),
+    ],
 )
-def test_never_skipping_is_bit_identical_on_every_sampler(host: Any, params: dict[str, float], cfg: float) -> None:
+def test_never_skipping_is_bit_identical_on_every_sampler(
+    host: Any, method: str, params: dict[str, Any], cfg: float
+) -> None:
     def check(name: str) -> None:
         plain = host.sample(host.model, sampler=name, steps=6, cfg=cfg, size=(8, 8))
-        ours = host.sample(host.apply(**params), sampler=name, steps=6, cfg=cfg, size=(8, 8))
+        ours = host.sample(getattr(host, method)(**params), sampler=name, steps=6, cfg=cfg, size=(8, 8))
         assert torch.equal(plain, ours), "not bit-identical"
         assert host.trace()["skipped"] == 0, "skipped"
 
