@@ -11,6 +11,7 @@ import importlib
 import json
 import statistics
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ class Runner:
 
     def _code(self, arm: Arm) -> str:
         """The version of the code that an arm goes through; nothing for arms without code of ours."""
+        if arm.params.get("power") == "auto":
+            return digest([Path(placement.__file__).read_text("utf-8")])
         if arm.kind not in ("method", "bench"):
             return ""
         if arm.method not in self._codes:

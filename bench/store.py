@@ -22,7 +22,7 @@ CODE = (
     "cache_core/*.py", "cache_core/models/__init__.py", "cache_core/models/flux.py", "nodes/host.py", "nodes/sites.py",
 )  # fmt: skip
 """What every cached run of the small FLUX goes through, beside its own method's files."""
-TELLING = ("cache_core/__init__.py", "cache_core/trace.py", "cache_core/words.py")
+TELLING = ("cache_core/__init__.py", "cache_core/words.py")
 """Of these, what only names or tells: no figure depends on it."""
 METHODS = "cache_core/methods"
 

@@ -1,12 +1,14 @@
 """A forecast that tests itself: the last slope, each radial band damped by how well the slope before it did.
 
-At every computed evaluation k, what linear extrapolation in sigma would have said is known to be right or wrong:
+With lambda the logarithm of noise over signal (`Step.time`, minus half the log-SNR; against it the derivative of a flow
+model is closest to a straight line), what linear extrapolation would have said of computed evaluation k is known to be
+right or wrong:
 
     Y = F_k - F_(k-1)      what came
-    P = (F_(k-1) - F_(k-2)) · (sigma_k - sigma_(k-1)) / (sigma_(k-1) - sigma_(k-2))      what was said
+    P = (F_(k-1) - F_(k-2)) · (lambda_k - lambda_(k-1)) / (lambda_(k-1) - lambda_(k-2))      what was said
     g_b = clip(<Y_b, P_b> / <P_b, P_b>, 0, MOST_GAIN)      least squares, for each row and band b
 
-and until the next one    F^(sigma) = F_k + (sigma - sigma_k) / (sigma_k - sigma_(k-1)) · sum_b g_b · [F_k - F_(k-1)]_b.
+and until the next one    F^ = F_k + (lambda - lambda_k) / (lambda_k - lambda_(k-1)) · sum_b g_b · [F_k - F_(k-1)]_b.
 
 FreqCa (arXiv 2510.08669) extrapolates one band and holds the other by decree; here the run decides, for each lane. The
 gains are folded into one stored tensor, so that a skip is a single multiply-add. What the gains leave unexplained,

@@ -178,7 +178,8 @@ class Budget(Gate):
         scores = {} if estimate is None else {ESTIMATE: estimate}
         limits = {ESTIMATE: self.tolerance} if self.tolerance else {}
         reason = self._reason(anchor, spent, step, estimate, _stride(reading))
-        return Verdict(not reason, reason or "within the budget", limits, scores=scores)
+        asked = f"budget: {self.steps(step.total)} of {step.total} steps"
+        return Verdict(not reason, reason or "within the budget", limits, asked, scores)
 
     def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
         """Why this evaluation is computed, or an empty string."""
@@ -188,9 +189,9 @@ class Budget(Gate):
         left = self.steps(step.total) - spent - (self.keep_last - 1)
         if step.index <= anchor or step.index >= following(anchor, left, end, stride):
             return "placed"
-        if self.tolerance and (estimate is None or not estimate <= self.tolerance):
-            return "tolerance"
-        return ""
+        if self.tolerance and estimate is None:
+            return "no estimate yet"
+        return "tolerance" if self.tolerance and not estimate <= self.tolerance else ""
 
     def steps(self, total: int) -> int:
         """Steps to compute of `total`, those kept at both ends included."""
@@ -202,7 +203,7 @@ class Budget(Gate):
         anchor = int(ledger["anchor"])
         if skipped or step.index <= anchor:
             return ledger
-        if misfit is not None and misfit > 0:
+        if misfit is not None and 0 < float(misfit) < math.inf:
             ledger["usual"] = (ledger["usual"] * ledger["tests"] + misfit.log()) / (ledger["tests"] + 1)
             ledger["tests"] = ledger["tests"] + 1
         spent = ledger["spent"] + 1 if anchor >= 0 else torch.full_like(ledger["spent"], step.index + 1)

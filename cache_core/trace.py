@@ -190,6 +190,9 @@ def report(trace: Trace) -> str:
     if any("low" in e["limits"] for e in evaluations):
         alone = sum(count for reason, count in reasons.items() if reason.startswith("FDC"))
         lines.append(f"FDC decided alone: {alone}")
+    if evaluations:
+        steps = {e["step"] for e in evaluations if e["action"] != SKIPPED}
+        lines.append(f"Steps computed: {len(steps)} of {trace['steps']}")
     lines += [f"Note: {note}" for note in trace["notes"]]
     lines += _table(evaluations)
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """What the words on SpectralCache Auto stand for: computed steps by the run's length, read off the bench's curves.
 
 A word is a level of closeness to the full run (LEVELS, picture PSNR in dB, small FLUX, euler, CFG 3, mean over pairs);
-the fewest computed steps that reach it were read from docs/auto.csv at 20, 28 and 50 steps. Between and beyond, counts
-are interpolated: longer runs skip more.
+the fewest measured computed steps that reach it were read from docs/auto.csv at 20, 28 and 50 steps. Between and
+beyond, counts are interpolated: longer runs skip more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ LEVELS = {"Quality": 50.0, "Balanced": 45.0, "Fast": 40.0, "Draft": 35.0}
 STEPS = (20, 28, 50)
 LEAST = 4
 WORDS = {
-    "Quality": (12, 15, 18),
-    "Balanced": (10, 12, 15),
-    "Fast": (8, 9, 11),
-    "Draft": (6, 7, 8),
+    "Quality": (13, 15, 25),
+    "Balanced": (11, 12, 19),
+    "Fast": (9, 10, 13),
+    "Draft": (8, 8, 10),
 }
 """Computed steps at STEPS."""
 

@@ -332,6 +332,7 @@ def test_the_store_gives_back_what_it_got_and_nothing_broken(tmp_path: Path) -> 
 CODE = {
     "cache_core/gates.py": "",
     "cache_core/trace.py": "",
+    "cache_core/words.py": "",
     "cache_core/metrics.py": "",
     "cache_core/models/__init__.py": "",
     "cache_core/models/flux.py": "",
@@ -362,7 +363,8 @@ def repository(tmp_path: Path) -> Path:
         ("cache_core/methods/taller.py", {"taller"}),
         ("cache_core/methods/newest.py", set()),
         ("cache_core/models/qwen_image.py", set()),
-        ("cache_core/trace.py", set()),
+        ("cache_core/trace.py", {"plain", "taller", ""}),
+        ("cache_core/words.py", set()),
         ("nodes/stats.py", set()),
     ],
 )

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from bench import auto, estimate, presets
+from bench.intervals import at
 from bench.quality_report import Row
+from bench.tables import read_csv
+from cache_core import words
 from cache_core.methods.auto import auto as method
 from cache_core.predictors import hold
 from cache_core.types import MODEL
@@ -85,3 +92,16 @@ def test_an_estimate_is_ranked_against_the_error_and_scaled() -> None:
     backwards = [skipped(0.01 * k, 0.02 * (11 - k)) for k in range(1, 11)]
     assert estimate.line(backwards)[1] == "-1.00"
     assert "| all together | 10 of 11 | 1.00 |" in estimate.report([*true, skipped(None, 0.5)], "here")
+
+
+@pytest.mark.parametrize("steps", words.STEPS)
+@pytest.mark.parametrize("word", words.WORDS)
+def test_a_word_is_the_fewest_computed_steps_that_reach_its_level(word: str, steps: int) -> None:
+    """On the committed curve, read between its points; the table shows one decimal."""
+    rows = read_csv(Path(auto.__file__).parent.parent / "docs" / "auto.csv")
+    own = [r for r in rows if (r["steps"], float(r["cfg"]), r["sampler"]) == (str(steps), 3.0, "euler")]
+    curve, level = auto.curve(own, presets.AUTO), words.LEVELS[word]
+    count = words.computed(word, steps)
+    here, fewer = at(curve, count), at(curve, count - 1)
+    assert here is not None and here >= level - 0.1
+    assert fewer is None or fewer < level - 0.1
