@@ -513,3 +513,35 @@ def test_memory_is_two_features_and_a_slope_a_lane() -> None:
     one = 4 * torch.zeros(SHAPE).numel()
     assert 3 * one <= run.recorder.cache_bytes <= 3 * one + 200
     assert run.session.bytes() == 0 and recorder.cache_bytes == 0
+
+
+# storage --------------------------------------------------------------------------------------------------------------
+
+
+def test_features_stored_in_bfloat16_serve_as_those_in_float32() -> None:
+    """A run changes its feature by some percent a step; bfloat16 holds three digits. What a forecast and a correction
+    lose by that must stay near what storing the feature itself loses.
+    """
+    times, skipped = (2.0, 1.6, 1.1), (0.9, 0.7)
+    parts = [noise(i, (1, 144, 64)) for i in range(3)]
+
+    def feature(time: float) -> Tensor:
+        return parts[0] + 0.15 * time * parts[1] + 0.02 * time**2 * parts[2]
+
+    def relative(a: Tensor, b: Tensor) -> float:
+        return float((a.float() - b).norm() / b.norm())
+
+    made, repairs = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        learned = Learned()
+        for time in times:
+            learned.add(time, feature(time).to(dtype), (12, 12))
+        made.append(learned.at(skipped[-1], (12, 12)))
+        gap = tuple(Step(i, 9, 0.0, width=0.04, time=time) for i, time in enumerate(skipped))
+        new = Feature(0.0, 0.0, feature(0.4).to(dtype), time=0.4)
+        now = Step(3, 9, 0.0, width=0.04, time=0.4)
+        repairs.append(repay().repair(learned.history, new, gap, lambda at: learned.at(at.time, (12, 12)), now))  # noqa: B023
+    stored = relative(feature(0.4).bfloat16(), feature(0.4))
+    assert made[1].dtype == torch.bfloat16 and repairs[1].dtype == torch.float32
+    assert relative(made[1], made[0]) < 3 * stored
+    assert float((repairs[1] - repairs[0]).norm() / feature(0.4).norm()) < 6 * stored
