@@ -11,7 +11,7 @@ import torch
 from .backtest import MISFIT
 from .coefficients import Calibration, rescale
 from .placement import following
-from .trace import ESTIMATE
+from .trace import BUDGET, ESTIMATE
 from .types import Figures, Gate, Step, Verdict
 
 NEGATIVE_NOTE = "the fitted polynomial was negative for some changes; these counted as 0"
@@ -176,10 +176,9 @@ class Budget(Gate):
         spent = int(reading["spent"]) if anchor >= 0 else step.index  # a run taken over on the way was computed so far
         estimate = _estimate(reading, step)
         scores = {} if estimate is None else {ESTIMATE: estimate}
-        limits = {ESTIMATE: self.tolerance} if self.tolerance else {}
+        limits = {BUDGET: float(self.steps(step.total)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
         reason = self._reason(anchor, spent, step, estimate, _stride(reading))
-        asked = f"budget: {self.steps(step.total)} of {step.total} steps"
-        return Verdict(not reason, reason or "within the budget", limits, asked, scores)
+        return Verdict(not reason, reason or "within the budget", limits, scores=scores)
 
     def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
         """Why this evaluation is computed, or an empty string."""

@@ -134,6 +134,8 @@ def speedup(records: Collection[Record]) -> dict[str, float | None]:
     return {"evaluations": len(records) / work if work else None, "wall": wall}
 
 
+BUDGET = "budget"
+"""Limit of every evaluation where a method has one: the steps of the run that it means to compute."""
 ESTIMATE = "estimate"
 """Score of a skipped evaluation: the method's own estimate of the relative error of what stood in."""
 
@@ -192,7 +194,9 @@ def report(trace: Trace) -> str:
         lines.append(f"FDC decided alone: {alone}")
     if evaluations:
         steps = {e["step"] for e in evaluations if e["action"] != SKIPPED}
-        lines.append(f"Steps computed: {len(steps)} of {trace['steps']}")
+        asked = next((e["limits"][BUDGET] for e in evaluations if BUDGET in e["limits"]), None)
+        wanted = "" if asked is None else f", {asked:g} asked for"
+        lines.append(f"Steps computed: {len(steps)} of {trace['steps']}{wanted}")
     lines += [f"Note: {note}" for note in trace["notes"]]
     lines += _table(evaluations)
     return "\n".join(lines)

@@ -497,6 +497,7 @@ def test_tolerance_computes_beyond_the_budget_and_says_so() -> None:
     assert refused and all(r.scores[ESTIMATE] > tolerance for r in refused)
     text = report(within.recorder.finish("done", {"prompt": None, "node": None, "index": 0}))
     assert "tolerance (" in text
+    assert f"Steps computed: {len(within.computed)} of 30, 10 asked for" in text
 
 
 def test_a_wide_tolerance_costs_no_more_than_what_the_first_estimate_needs() -> None:
