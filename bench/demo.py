@@ -43,7 +43,7 @@ from bench.demo_table import (
     title,
     untouched,
 )
-from bench.graphs import FREQCA_APPLY, Graph, Picture, cached, uncached
+from bench.graphs import AUTO, FREQCA_APPLY, Graph, Picture, cached, uncached
 from bench.server import HostError, Server, base_directory
 from cache_core.metrics import psnr, ssim
 
@@ -65,6 +65,9 @@ TEACACHE_BASE = {"tads_min": 1.0, "tads_max": 1.0, "max_consecutive": 1000, "gam
 UNCACHED = Variant("uncached", {"threshold": 0.0})
 DEFAULT = Variant("SpectralCache 0.6", {"threshold": 0.6})
 ROWS = (
+    Variant("Auto 2x", {"quality": "Custom", "speedup": 2.0}, AUTO),
+    Variant("Auto 2.8x", {"quality": "Custom", "speedup": 2.8}, AUTO),
+    Variant("Auto 3.5x", {"quality": "Custom", "speedup": 3.5}, AUTO),
     Variant("SpectralCache 0.15", {"threshold": 0.15}),
     Variant("SpectralCache 0.25", {"threshold": 0.25}),
     Variant("SpectralCache 0.4", {"threshold": 0.4}),
@@ -76,7 +79,7 @@ ROWS = (
     Variant("FreqCa, every 4th", {"interval": 4}, FREQCA_APPLY),
     Variant("both: decision 0.6 + FreqCa", {"schedule": "adaptive", "threshold": 0.6}, FREQCA_APPLY),
 )
-QUICK_ROWS = ROWS[3:5]
+QUICK_ROWS = (ROWS[1], DEFAULT)
 QUICK_PROMPTS = 2
 
 
