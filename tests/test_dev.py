@@ -325,7 +325,19 @@ def test_a_taken_port_is_said_in_one_sentence(capsys):
     server.require_free_port(port)
 
 
+@pytest.fixture
+def heard():
+    """Signals as in a foreground process: a shell lets its background jobs ignore SIGINT, and we leave that alone."""
+    ignored = [number for number in server.STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @posix
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_is_left_running(tmp_path, number):
     before = [signal.getsignal(each) for each in server.STOP_SIGNALS]
