@@ -188,9 +188,11 @@ class Budget(Gate):
         left = self.steps(step.total) - spent - (self.keep_last - 1)
         if step.index <= anchor or step.index >= following(anchor, left, end, stride):
             return "placed"
-        if self.tolerance and estimate is None:
+        if not self.tolerance:
+            return ""
+        if estimate is None:
             return "no estimate yet"
-        return "tolerance" if self.tolerance and not estimate <= self.tolerance else ""
+        return "" if estimate <= self.tolerance else "tolerance"
 
     def steps(self, total: int) -> int:
         """Steps to compute of `total`, those kept at both ends included."""
