@@ -17,7 +17,6 @@ def run(options: argparse.Namespace) -> int:
 
     from bench.estimate import measure, report
     from bench.lab import Lab, Studio
-    from bench.store import code_version
 
     out = options.out or fill.ROOT / "docs"
     table, page = out / "estimate.csv", out / "estimate.md"
@@ -27,9 +26,7 @@ def run(options: argparse.Namespace) -> int:
         with torch.inference_mode():
             studio = Studio(Lab())
             write_csv(table, list(measure(studio, options.pairs)))
-        machine = studio.lab.about()
-        stamp = code_version(["auto"])[:8]
-        about = f"{machine['machine']}; {machine['versions']}; code {stamp}. Regenerate: `{fill.command_line()}`."
+        about = fill.origin(studio.lab.about(), ["auto"])
     page.write_text(report(read_csv(table), about), encoding="utf-8")
     print(page.read_text("utf-8"))
     return 0

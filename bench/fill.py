@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.presets import Arm
@@ -86,7 +86,12 @@ def measure(
             return ""
         write_csv(file, rows(groups, runner.outcome))
         about = runner.studio.lab.about()
-    stamp = code_version({arm.method for group in groups for arm in group.arms if arm.method})[:8]
+    return origin(about, {arm.method for group in groups for arm in group.arms if arm.method})
+
+
+def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:
+    """The line on where figures are from: machine, versions (`Lab.about`), the methods' code, the command."""
+    stamp = code_version(methods)[:8]
     return f"{about['machine']}; {about['versions']}; code {stamp}. Regenerate: `{command_line()}`."
 
 

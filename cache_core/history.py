@@ -29,9 +29,5 @@ class History:
         earlier = tuple(replace(entry, learned={}) if entry.learned else entry for entry in self.before(feature.sigma))
         return replace(self, entries=(*earlier, feature)[-self.depth :])
 
-    def replaced(self, sigma: float) -> Feature | None:
-        """The entry that one at this sigma would take the place of."""
-        return self.entries[-1] if len(self.before(sigma)) < len(self.entries) else None
-
     def __len__(self) -> int:
         return len(self.entries)

@@ -242,9 +242,9 @@ class Session:
         """One lane's computed feature: into its history, with what it teaches; returns its correction."""
         predictor, correction = self.rule.predictor, self._correction
         value = self._keep(feature)
-        history, replaced = lane.history.entries, lane.history.replaced(step.sigma)
-        before = lane.history.before(step.sigma)
-        new = Feature(step.position, step.sigma, value, replaced.learned if replaced else {}, step.time)
+        history, before = lane.history.entries, lane.history.before(step.sigma)
+        inherited = history[-1].learned if len(before) < len(history) else {}  # of the entry that this one replaces
+        new = Feature(step.position, step.sigma, value, inherited, step.time)
         repair = lane.repair[1] if lane.repair and lane.repair[0] == step.index else None
         if correction is not None and lane.gap:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)

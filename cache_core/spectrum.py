@@ -49,7 +49,7 @@ class Rings:
         if self.grid:
             self.matrices = [dct_matrix(size, device) for size in self.grid]
             axes = [torch.arange(size, device=device, dtype=torch.float32) / size for size in self.grid]
-            radius = radii(axes, math.sqrt(sum(((size - 1) / size) ** 2 for size in self.grid))).flatten()
+            radius = radii(axes, largest_radius(self.grid)).flatten()
             band = torch.bucketize(radius, torch.tensor(edges, device=device) * (1 + 1e-6))
             self.masks = torch.nn.functional.one_hot(band, self.bands).T.float()  # bands n
 
@@ -73,10 +73,7 @@ class Rings:
     def _along(self, values: Tensor, transposed: bool) -> Tensor:
         if self.grid is None:
             return values
-        planes = values.unflatten(1, self.grid)
-        for axis, matrix in enumerate(self.matrices, start=1):
-            planes = torch.tensordot(matrix, planes, dims=([0 if transposed else 1], [axis])).movedim(0, axis)
-        return planes.flatten(1, len(self.grid))
+        return along(values.unflatten(1, self.grid), self.matrices, transposed).flatten(1, len(self.grid))
 
 
 def dct_matrix(size: int, device: torch.device) -> Tensor:
@@ -86,6 +83,18 @@ def dct_matrix(size: int, device: torch.device) -> Tensor:
     rows = torch.cos(math.pi / size * (place + 0.5) * frequency) * math.sqrt(2.0 / size)
     rows[0] = math.sqrt(1.0 / size)
     return rows
+
+
+def along(planes: Tensor, matrices: list[Tensor], transposed: bool = False) -> Tensor:
+    """One matrix for each axis of b (grid) d, applied or, transposed, applied backwards."""
+    for axis, matrix in enumerate(matrices, start=1):
+        planes = torch.tensordot(matrix, planes, dims=([0 if transposed else 1], [axis])).movedim(0, axis)
+    return planes
+
+
+def largest_radius(grid: Grid) -> float:
+    """The DCT's largest radius on this grid, in normalised frequency."""
+    return math.sqrt(sum(((size - 1) / size) ** 2 for size in grid))
 
 
 def radii(axes: list[Tensor], largest: float) -> Tensor:
@@ -107,7 +116,7 @@ def gain(radius: Tensor, cutoff: float, roll_off: float) -> Tensor:
 
 def _low_dct(planes: Tensor, grid: Grid, cutoff: float, roll_off: float) -> Tensor:
     """Only the rows of the DCT that the mask can let through are ever multiplied: a small low band costs little."""
-    largest = math.sqrt(sum(((size - 1) / size) ** 2 for size in grid))
+    largest = largest_radius(grid)
     reach = cutoff * (1 + roll_off) * (1 + 1e-6) * largest
     matrices, axes = [], []
     for size in grid:
@@ -115,12 +124,7 @@ def _low_dct(planes: Tensor, grid: Grid, cutoff: float, roll_off: float) -> Tens
         matrices.append(dct_matrix(size, planes.device)[:kept])
         axes.append(torch.arange(kept, device=planes.device, dtype=torch.float32) / size)
     mask = gain(radii(axes, largest), cutoff, roll_off)
-    for axis, matrix in enumerate(matrices, start=1):
-        planes = torch.tensordot(matrix, planes, dims=([1], [axis])).movedim(0, axis)
-    planes = planes * mask[..., None]
-    for axis, matrix in enumerate(matrices, start=1):
-        planes = torch.tensordot(matrix, planes, dims=([0], [axis])).movedim(0, axis)
-    return planes
+    return along(along(planes, matrices) * mask[..., None], matrices, transposed=True)
 
 
 def _low_fft(planes: Tensor, grid: Grid, cutoff: float, roll_off: float) -> Tensor:
