@@ -6,9 +6,11 @@ starts these tests in a process of their own, with COMFYUI_PATH set.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +145,33 @@ class BlockCounter:
 torch.set_num_threads(1)  # the model is small: threads would only wait for each other
 
 
+class Remains:
+    """Weak references to what the pack keeps while it samples."""
+
+    def __init__(self, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+        self.sessions: list[weakref.ref[Any]] = []
+        make, start = host.host.keep, host.host._start
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            copy = make(tensor)
+            self.tensors.append(weakref.ref(copy))
+            return copy
+
+        def started(*args: Any) -> Any:
+            run = start(*args)
+            self.sessions.append(weakref.ref(run.session))
+            return run
+
+        monkeypatch.setattr(host.host, "keep", keep)
+        monkeypatch.setattr(host.host, "_start", started)
+
+
+@pytest.fixture
+def remains(host: Any, monkeypatch: pytest.MonkeyPatch) -> Remains:
+    return Remains(host, monkeypatch)
+
+
 class Host:
     """What a host test needs: the small trained FLUX, conditioning, sampling, the pack's own modules."""
 
@@ -194,6 +223,22 @@ class Host:
     @property
     def diffusion_model(self) -> Any:
         return self.model.model.diffusion_model
+
+    @contextlib.contextmanager
+    def spoiled(self, value: float, call: int = 4) -> Iterator[None]:
+        """While open, the model's first layer gives nothing but `value` in its call of that number."""
+        calls = 0
+
+        def spoil(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.full_like(out, value) if calls == call else out
+
+        handle = self.diffusion_model.img_in.register_forward_hook(spoil)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def apply(self, model: Any = None, **params: Any) -> Any:
         """A clone of `model` (the small FLUX) with SpectralCache on it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import types
-import weakref
 from typing import Any
 
 import pytest
@@ -114,29 +113,13 @@ def test_removed_after_a_failed_run_is_bit_identical(host: Any, site: str, failu
 
 
 @both_sites
-def test_nothing_is_held_after_a_run(host: Any, monkeypatch: pytest.MonkeyPatch, site: str) -> None:
-    kept: list[weakref.ref[torch.Tensor]] = []
-    sessions: list[weakref.ref[Any]] = []
-    make, start = host.host.keep, host.host._start
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        copy = make(tensor)
-        kept.append(weakref.ref(copy))
-        return copy
-
-    def started(*args: Any) -> Any:
-        run = start(*args)
-        sessions.append(weakref.ref(run.session))
-        return run
-
-    monkeypatch.setattr(host.host, "keep", keep)
-    monkeypatch.setattr(host.host, "_start", started)
+def test_nothing_is_held_after_a_run(host: Any, remains: Any, site: str) -> None:
     model = host.auto(site=site, **FAST)
     host.sample(model, cfg=3.0, sampler="heun")
     gc.collect()
-    assert len(kept) > 20 and len(sessions) == 1
-    assert [ref for ref in kept if ref() is not None] == []
-    assert sessions[0]() is None
+    assert len(remains.tensors) > 20 and len(remains.sessions) == 1
+    assert [ref for ref in remains.tensors if ref() is not None] == []
+    assert remains.sessions[0]() is None
 
 
 @both_sites
@@ -549,18 +532,8 @@ def test_a_forward_without_hooks_falls_back_to_whole_model_calls(host: Any) -> N
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_returns_rubbish_once(host: Any, site: str, value: float) -> None:
     """The run goes on, with the same number of computed steps; the picture is what the model made of it."""
-    calls = 0
-
-    def spoil(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return torch.full_like(out, value) if calls == 4 else out
-
-    handle = host.diffusion_model.img_in.register_forward_hook(spoil)
-    try:
+    with host.spoiled(value):
         host.sample(host.auto(site=site, speedup=2.0), steps=20)
-    finally:
-        handle.remove()
     trace = host.trace()
     assert trace["state"] == "done" and len(computed(trace)) == 10
     json.dumps(trace, allow_nan=False)

@@ -62,18 +62,8 @@ def test_a_failure_in_the_middle_of_the_run_keeps_what_was_sampled(host: Any, mo
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_returns_rubbish_once_is_computed_again(host: Any, value: float) -> None:
-    calls = 0
-
-    def spoil(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return torch.full_like(out, value) if calls == 4 else out
-
-    handle = host.diffusion_model.img_in.register_forward_hook(spoil)
-    try:
+    with host.spoiled(value):
         host.sample(host.apply(threshold=0.6), steps=STEPS)
-    finally:
-        handle.remove()
     evaluations = host.trace()["evaluations"]
     assert host.trace()["state"] == "done"
     assert [e["action"] for e in evaluations[3:5]] == [
