@@ -387,7 +387,7 @@ class Session:
 
 
 def _scalar(value: float, home: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64, device=home)
+    return torch.full((), value, dtype=torch.float64, device=home)  # filled there: torch.tensor copies, which waits
 
 
 def _read(figures: Figures) -> dict[str, float]:

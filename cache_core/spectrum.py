@@ -50,8 +50,9 @@ class Rings:
             self.matrices = [dct_matrix(size, device) for size in self.grid]
             axes = [torch.arange(size, device=device, dtype=torch.float32) / size for size in self.grid]
             radius = radii(axes, largest_radius(self.grid)).flatten()
-            band = torch.bucketize(radius, torch.tensor(edges, device=device) * (1 + 1e-6))
-            self.masks = torch.nn.functional.one_hot(band, self.bands).T.float()  # bands n
+            above = [(radius > edge * (1 + 1e-6)).long() for edge in edges]  # a tensor of edges would wait for its copy
+            band = torch.stack(above).sum(0)
+            self.masks = torch.stack([band == i for i in range(self.bands)]).float()  # bands n
 
     def forward(self, values: Tensor) -> Tensor:
         """b n d in float32 to coefficients b n d; orthonormal, so that inner products stay."""

@@ -192,6 +192,7 @@ class Host:
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
+        self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
         self.model = self.load()
         self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
 
