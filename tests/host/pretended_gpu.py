@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
-COPIES = ("aten::to", "aten::_to_copy", "aten::copy_")
+COPIES = ("aten::_to_copy", "aten::copy_")
 ANY_DEVICE = ("aten::index", "aten::index_put_", *COPIES)
 """Operations that take tensors of two devices."""
 DATA_DEPENDENT = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
@@ -82,16 +82,6 @@ class Gpu(TorchDispatchMode):
         assert cls._current is not None, "the pretended GPU has been switched off"
         return cls._current
 
-    def __enter__(self) -> Any:
-        Gpu._current = self
-        self._lifted = torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is a copy for us too
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch._C._set_only_lift_cpu_tensors(self._lifted)
-        Gpu._current = None
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
 
@@ -104,6 +94,10 @@ class Gpu(TorchDispatchMode):
             return args[0].device
         if func is torch.ops.aten._fused_sdp_choice.default:
             return 0  # the attention that is written in plain operations
+        with self:  # an inference tensor's operations come whole: `item` hides the read that it makes
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         name, leaves = func._schema.name, tree_leaves((args, kwargs))
         ours = [leaf for leaf in leaves if isinstance(leaf, OnGpu)]
         others = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnGpu)]
@@ -119,7 +113,7 @@ class Gpu(TorchDispatchMode):
         by_mask = name.startswith("aten::index") and any(leaf.dtype == torch.bool for leaf in ours)
         if crosses or by_mask or (ours and name in DATA_DEPENDENT):
             self.wait()
-        if to_gpu and not func.is_view and not (name == "aten::to" and not crosses):
+        if to_gpu and not func.is_view:
             self.queued[place()] += 1
         return self._on_cpu(func, args, kwargs, ours, to_gpu)
 
@@ -177,7 +171,7 @@ def moved(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     import comfy.model_management as management
 
     torch._C._ensureCUDADeviceGuardSet()
-    module = model.model
+    gpu, module = Gpu(), model.model
     before: list[tuple[Any, str, Any]] = []
     with monkeypatch.context() as patch:
         nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
@@ -189,8 +183,10 @@ def moved(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         patch.setattr(management, "get_free_memory", lambda _=None, pair=False: (1 << 36, 1 << 36) if pair else 1 << 36)
         patch.setattr(management, "load_models_gpu", nothing)  # it is where it should be
         patch.setattr(model, "load_device", GPU)
+        patch.setattr(Gpu, "_current", gpu)
+        lifted = torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is a copy here too
         try:
-            with Gpu() as gpu:
+            with gpu:
                 for part in module.modules():
                     for name, weight in part._parameters.items():
                         if weight is not None:
@@ -200,5 +196,6 @@ def moved(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
                 gpu.queued.clear()
                 yield gpu
         finally:
+            torch._C._set_only_lift_cpu_tensors(lifted)
             for part, name, weight in before:
                 part._parameters[name] = weight
