@@ -75,13 +75,16 @@ def curve(rows: Sequence[Row], what: str = "psnr") -> list[tuple[float, float]]:
 
 
 def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """PSNR of every family at T / budget computed evaluations, by interpolation between its presets, else blank."""
+    """PSNR of every family at T / budget computed evaluations, by interpolation between its presets, else blank; a
+    family that reaches no budget has no line.
+    """
     steps = int(rows[0]["steps"])
     heading = ["PSNR at", *(f"{budget:g}x ({steps / budget:.1f} computed)" for budget in BUDGETS)]
     body = []
     for family, members in families(rows).items():
         values = [at(curve(members), steps / budget) for budget in BUDGETS]
-        body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
+        if any(value is not None for value in values):
+            body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
     return heading, body
 
 
