@@ -35,17 +35,21 @@ def combinations() -> Iterator[tuple[str, dict[str, float]]]:
             yield name, {key: value for settings in off for key, value in settings.items()}
 
 
-def arms() -> list[Arm]:
+def arms(thresholds: Sequence[float] = THRESHOLDS) -> list[Arm]:
     return [
         Arm(name, f"{name}, {threshold:g}", method="spectralcache", params={"threshold": threshold, **off})
         for name, off in combinations()
-        for threshold in THRESHOLDS
+        for threshold in thresholds
     ]
 
 
-def grid(pairs: int | None) -> list[Group]:
+def grid(pairs: int | None, quick: bool = False) -> list[Group]:
+    """`quick`: one pair at the published threshold."""
     from bench.presets import fewer
 
+    if quick:
+        short = [*(fewer(count) for count in FEWER_COUNTS[::4]), *arms((PUBLISHED,))]
+        return [group(STEPS, CFG, pairs or 1, short)]
     return [group(STEPS, CFG, pairs or PAIRS, [*(fewer(count) for count in FEWER_COUNTS), *arms()])]
 
 

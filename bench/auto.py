@@ -56,7 +56,21 @@ def method_of(arm: Arm) -> Method:
     return method
 
 
-def grid(pairs: int | None) -> list[Group]:
+def quick_grid(pairs: int) -> list[Group]:
+    """A few rows of each kind."""
+    budgets = [arm for n in MUST for arm in (auto(n), fewer(n))]
+    count = PART_COUNTS[-1]
+    parts = [alike(count), *(part(name, count) for name in PARTS[:3])]
+    others = [arm for arm in [*method_arms(["freqca"]), *core_arms()] if arm.name in ("FreqCa N=3", "EasyCache 0.2")]
+    return [
+        group(28, 1.0, pairs, [*budgets, *parts, *others]),
+        group(8, 1.0, pairs, [auto(4, 8)], SAMPLERS[-1]),
+    ]
+
+
+def grid(pairs: int | None, quick: bool = False) -> list[Group]:
+    if quick:
+        return quick_grid(pairs or 1)
     main, side = pairs or PAIRS, min(pairs or SIDE_PAIRS, SIDE_PAIRS)
     others = [arm for arm in [*method_arms(["freqca", "spectralcache"]), *core_arms()] if arm.name in OTHERS]
     budgets = [arm for n in AUTO_COUNTS for arm in (auto(n), fewer(n), alike(n))]

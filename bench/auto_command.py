@@ -8,10 +8,12 @@ from bench import fill
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_quick(parser)
     fill.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from bench.auto import grid, method_of, report
 
-    return fill.carry_out(options, "auto", grid(options.pairs), report, method_of=method_of)
+    groups = grid(options.pairs, options.quick)
+    return fill.carry_out(options, "auto", groups, report, fill.quick_folder(options), method_of)

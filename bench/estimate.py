@@ -47,11 +47,11 @@ def watched(site: Any, found: list[dict[str, object]]) -> Iterator[None]:
         site.run = run
 
 
-def measure(studio: Studio, pairs: int | None) -> Iterator[dict[str, object]]:
-    """One record for each skipped evaluation."""
+def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[dict[str, object]]:
+    """One record for each skipped evaluation; `quick`: of one pair, without guidance."""
     site = studio.lab.pack.WholeModel
-    for cfg in GUIDANCE:
-        for text, seed in prompts(pairs or PAIRS):
+    for cfg in GUIDANCE[:1] if quick else GUIDANCE:
+        for text, seed in prompts(pairs or (1 if quick else PAIRS)):
             for count in COUNTS:
                 found: list[dict[str, object]] = []
                 with watched(site, found):

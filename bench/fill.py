@@ -32,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
 
 
+def add_quick(parser: argparse.ArgumentParser) -> None:
+    """The option of a grid that can be cut short."""
+    parser.add_argument("--quick", action="store_true", help="one pair and a few rows, to see that it works")
+
+
+def quick_folder(options: argparse.Namespace) -> Path | None:
+    """Where a short grid's files go unless --out says."""
+    return Path("out/bench") if options.quick else None
+
+
 def carry_out(
     options: argparse.Namespace,
     name: str,

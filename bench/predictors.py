@@ -87,7 +87,17 @@ def controls(count: int) -> list[Arm]:
     return [fewer(count), *(dense(count, power) for power in POWERS)]
 
 
-def grid(pairs: int | None) -> list[Group]:
+def quick_arms() -> list[Arm]:
+    """The controls, and a few forecasts at two placements; each feature."""
+    count = 10
+    few = [arm("residual", place, name, count) for place in (WARM, MAIN) for name in FIRST_LOOK]
+    return [*controls(count), *few, *(arm(feature, MAIN, FIRST_LOOK[0], count) for feature in FEATURES[1:])]
+
+
+def grid(pairs: int | None, quick: bool = False) -> list[Group]:
+    """`quick`: one pair, 28 steps without guidance."""
+    if quick:
+        return [group(STEPS, GUIDANCE[0], pairs or 1, quick_arms())]
     count = pairs or PAIRS
     groups = [group(STEPS, cfg, count, arms()) for cfg in GUIDANCE]
     return [*groups, group(LONG_STEPS, LONG_CFG, count, long_arms())]

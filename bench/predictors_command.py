@@ -9,6 +9,7 @@ from bench.store import digest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_quick(parser)
     fill.add_arguments(parser)
 
 
@@ -18,5 +19,6 @@ def run(options: argparse.Namespace) -> int:
     from bench.predictors_report import report
 
     parts = (fill.ROOT / "bench" / "predictor_parts.py").read_text("utf-8")
-    groups = grid(options.pairs)
-    return fill.carry_out(options, "predictors", groups, report, method_of=method_of, code=digest([parts]))
+    groups = grid(options.pairs, options.quick)
+    folder = fill.quick_folder(options)
+    return fill.carry_out(options, "predictors", groups, report, folder, method_of, digest([parts]))

@@ -1,9 +1,12 @@
 """`bench speed`: what a skipped evaluation costs, what the node costs while it skips nothing, and what a run gains.
 
 Every arm is one way to sample the same picture. A round runs all of them, in an order that turns from round to round,
-with a run without the node before and behind every two. Ratios are taken inside a round, against what a run without
+with a run without the node before and behind every few. Ratios are taken inside a round, against what a run without
 the node would have taken at that moment (between its two neighbours), so that a machine that gets slower or faster
 cancels; figures are medians over rounds with bootstrap intervals over the rounds.
+
+Two more arms are floors, what ComfyUI itself spends where everything is skipped that a site can skip: the model with
+its blocks taken out (site trunk), and the sampler with the model call taken out (site model).
 """
 
 from __future__ import annotations
@@ -11,45 +14,81 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import sys
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.big_models import Size, build, conditioning, moderate
-from bench.lab import ROOT, Lab, Sampled
+from bench import idle
+from bench.big_models import Size, build, conditioning
+from bench.idle import NONE, Idle
+from bench.lab import Lab, Sampled
+from bench.waits import Waits, counted
 from cache_core import methods
 from cache_core.spectrum import Transform, low_pass
 from cache_core.types import TRUNK
 
-NONE, NEVER, REFUSING, SKIPPING = "no node", "gate never", "recording, refusing", "SpectralCache"
+REFUSING, SKIPPING, AUTO = "recording, refusing", "SpectralCache", "SpectralCache Auto"
 FREQCA, FREQCA_FFT, UNSPLIT = "FreqCa, DCT", "FreqCa, FFT", "FreqCa, no transform"
-READERS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
+SKIPS = (AUTO, SKIPPING, UNSPLIT, FREQCA, FREQCA_FFT)
+NO_BLOCKS, NO_MODEL = "without any block", "without the model"
+FLOORS = (NO_BLOCKS, NO_MODEL)
+BLOCK_LISTS = ("double_blocks", "single_blocks", "transformer_blocks")
+KEY = "bench floor"
 TRANSFORM_REPEATS, TRANSFORM_LOOPS = 15, 5
 CUTOFF = 0.1
-GROUP = 2
-"""Arms between two runs without a node."""
-SMALLEST, IDLE_ROUNDS, IDLE_STEPS = (128, 1, 1, 16), 60, 10
-"""The model on which the idle node's own time shows: what it does does not grow with the model."""
+COUNTED = {"cpu": (SKIPPING, FREQCA), "cuda": (AUTO, SKIPPING, FREQCA)}
+"""Arms whose waits are counted. Auto keeps its ledger on the CPU whatever the device: reading it there waits for
+nothing, but on a CPU looks like all other reads.
+"""
+GROUP = {"cpu": 2, "cuda": 4}
+"""Arms between two runs without a node: a GPU with nothing else to do drifts less."""
 
 
 def arms() -> dict[str, Any]:
-    """Name to method; None for no node at all. Skipping arms skip three in four: plenty to time, whatever the model."""
+    """Name to method; None for no node at all. Auto as it comes; the others skip three in four: plenty to time,
+    whatever the model.
+    """
     made = methods()
     return {
         NONE: None,
-        NEVER: made["spectralcache"](threshold=0.0),
         REFUSING: made["spectralcache"](threshold=1e-6),
+        AUTO: made["auto"](),
         SKIPPING: made["spectralcache"](threshold=10.0, max_consecutive=3, gamma_low=1000.0, gamma_high=1000.0),
         FREQCA: made["freqca"](interval=4, transform="dct", cutoff=CUTOFF),
         FREQCA_FFT: made["freqca"](interval=4, transform="fft", cutoff=CUTOFF),
         UNSPLIT: made["freqca"](interval=4, transform="none"),
     }
+
+
+def floors(model: Any) -> dict[str, Any]:
+    """Clones of the model on which the host does all of its own work, and nothing else is done."""
+    from comfy.patcher_extension import WrappersMP
+
+    blocks, call = model.clone(), model.clone()
+    blocks.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _without_blocks)
+    call.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _without_model)
+    return {NO_BLOCKS: blocks, NO_MODEL: call}
+
+
+def _without_blocks(executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
+    """SAMPLER_SAMPLE: the model is loaded; its lists of blocks are empty until the run ends."""
+    diffusion_model = guider.model_patcher.model.diffusion_model
+    lists = {name: blocks for name in BLOCK_LISTS if (blocks := getattr(diffusion_model, name, None)) is not None}
+    for name in lists:
+        setattr(diffusion_model, name, torch.nn.ModuleList())
+    try:
+        return executor(guider, *args, **kwargs)
+    finally:
+        for name, blocks in lists.items():
+            setattr(diffusion_model, name, blocks)
+
+
+def _without_model(_: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """APPLY_MODEL: an answer at once."""
+    return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +138,26 @@ class Round:
 
 @dataclass(slots=True)
 class Measured:
-    """All runs, round by round, and what was measured beside them.
+    """All runs of one number of steps, round by round."""
 
-    idle: seconds that the node adds to an evaluation while its gate is never, on the smallest model, round by round.
-    """
-
-    size: Size
     steps: int
     rounds: list[Round] = field(default_factory=list)
-    transforms: dict[str, float] = field(default_factory=dict)
-    idle: list[float] = field(default_factory=list)
-    reads: Counter[str] = field(default_factory=Counter)
 
     def evaluations(self, arm: str, computed: bool) -> list[float]:
         """Seconds of the arm's computed or skipped evaluations; a run's first one, which sets up, is left out."""
         return [seconds for each in self.rounds for run in each.all(arm) for seconds in of_kind(run, computed)]
+
+
+@dataclass(slots=True)
+class Speeds:
+    """One model: its runs, for each number of steps, and what was measured beside them."""
+
+    size: Size
+    device: str
+    idle: Idle
+    runs: list[Measured]
+    transforms: dict[str, float] = field(default_factory=dict)
+    waits: dict[str, Waits] = field(default_factory=dict)
 
 
 def of_kind(run: Sampled, computed: bool) -> list[float]:
@@ -124,6 +168,18 @@ def of_kind(run: Sampled, computed: bool) -> list[float]:
 def skip_share(each: Round, arm: str) -> float:
     """A skipped evaluation in a computed one of the run without a node."""
     return statistics.median(of_kind(each.run(arm), False)) / each.base(arm).evaluation
+
+
+def floor_of(each: Round, arm: str) -> str:
+    """The arm in which everything is skipped that the arm's site can skip."""
+    trace = each.run(arm).trace
+    assert trace is not None
+    return NO_BLOCKS if trace["site"] == TRUNK else NO_MODEL
+
+
+def own_share(each: Round, arm: str) -> float:
+    """What a skipped evaluation costs above ComfyUI's own work, in a computed one of the run without a node."""
+    return skip_share(each, arm) - skip_share(each, floor_of(each, arm))
 
 
 def overhead(each: Round, arm: str) -> float:
@@ -142,79 +198,90 @@ def over_expected(each: Round, arm: str) -> float:
     return speedup(each, arm) * (sum(ran) + skip_share(each, arm) * skipped) / len(ran)
 
 
-def order(names: Sequence[str], turn: int) -> list[str]:
-    """One round: the arms from the `turn`-th on, and a run without a node around every `GROUP` of them."""
+def order(names: Sequence[str], turn: int, group: int) -> list[str]:
+    """One round: the arms from the `turn`-th on, and a run without a node around every `group` of them."""
     turned = [*names[turn % len(names) :], *names[: turn % len(names)]]
-    groups = [turned[i : i + GROUP] for i in range(0, len(turned), GROUP)]
+    groups = [turned[i : i + group] for i in range(0, len(turned), group)]
     return [NONE, *itertools.chain.from_iterable([*group, NONE] for group in groups)]
 
 
-def measure(lab: Lab, size: Size, steps: int, rounds: int, cfg: float, say: Callable[[str], None]) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much to measure. until: no round is begun that would end after this moment of `time.monotonic`."""
+
+    steps: tuple[int, ...]
+    rounds: int
+    idle_rounds: int
+    cfg: float
+    until: float = math.inf
+
+
+def measure(lab: Lab, size: Size, plan: Plan, say: Callable[[str], None]) -> Speeds:
     """Everything, on one model."""
+    result = Speeds(size, lab.device, idle.measure(lab, size, plan.idle_rounds, plan.cfg, say), [])
     say(f"Building {size.name} ({size.tokens} image tokens)")
     model = build(size, lab.device)
     models = {name: model if method is None else lab.attach(model, method) for name, method in arms().items()}
+    models.update(floors(model))
     noise = torch.randn(size.latent, generator=torch.Generator().manual_seed(0))
     positive, negative = conditioning(size, 1), conditioning(size, 2)
 
-    def sample(name: str) -> Sampled:
-        return lab.sample(models[name], noise, positive, negative, cfg, steps)
+    def sample(model: Any, steps: int) -> Sampled:
+        return lab.sample(model, noise, positive, negative, plan.cfg, steps)
 
-    result = Measured(size, steps)
-    with counted_reads(result.reads):
-        sample(SKIPPING)  # loads the model too
-    for name in (NONE, FREQCA):
-        sample(name)
-    names = [name for name in models if name != NONE]
-    for index in range(rounds):
-        result.rounds.append(Round(tuple((name, sample(name)) for name in order(names, index))))
-        last = result.rounds[-1]
-        seconds = statistics.median(of_kind(last.runs[0][1], True))
-        say(f"round {index + 1} of {rounds}: a computed evaluation takes {seconds:.3f} s, runs without the node lie "
-            f"{last.spread:.0%} apart")  # fmt: skip
+    sample(model, plan.steps[0])  # loads it
+    for name in COUNTED[lab.device]:
+        waits = result.waits[name] = Waits()
+        with counted(waits, lab.device):
+            sample(lab.attach(waits.numbered(model), arms()[name]), plan.steps[0])
     result.transforms = transforms(lab, size)
-    result.idle = idle(lab, cfg)
-    _require_skips(result)
+    result.runs = [Measured(steps) for steps in plan.steps]
+    names = [name for name in models if name != NONE]
+    for index in range(plan.rounds):
+        begun = time.monotonic()
+        for measured in result.runs:
+            made = order(names, index, GROUP[lab.device])
+            measured.rounds.append(Round(tuple((name, sample(models[name], measured.steps)) for name in made)))
+            say(f"round {index + 1} of {plan.rounds}, {progress(measured)}")
+        if 2 * time.monotonic() - begun > plan.until:
+            break
+    for measured in result.runs:
+        _require(measured)
     return result
 
 
-def idle(lab: Lab, cfg: float) -> list[float]:
-    """Seconds an evaluation that gate never adds, on the smallest model, each between two runs without the node."""
-    size = moderate(*SMALLEST)
-    model = build(size, lab.device)
-    models = (model, lab.attach(model, arms()[NEVER]))
-    noise = torch.randn(size.latent, generator=torch.Generator().manual_seed(0))
-    positive, negative = conditioning(size, 1), conditioning(size, 2)
-
-    def total(attached: bool) -> float:
-        return lab.sample(models[attached], noise, positive, negative, cfg, IDLE_STEPS).total
-
-    for attached in (True, False):
-        total(attached)
-    plain, differences = [total(False)], []
-    for _ in range(IDLE_ROUNDS):
-        with_node = total(True)
-        plain.append(total(False))
-        differences.append((with_node - (plain[-2] + plain[-1]) / 2) / IDLE_STEPS)
-    return differences
+def progress(measured: Measured) -> str:
+    last = measured.rounds[-1]
+    seconds = statistics.median(of_kind(last.runs[0][1], True))
+    return (
+        f"{measured.steps} steps: a computed evaluation takes {seconds:.3f} s, runs without the node lie "
+        f"{last.spread:.0%} apart"
+    )
 
 
-def _require_skips(result: Measured) -> None:
+def _require(measured: Measured) -> None:
     """A figure of an arm that did not do what its name says would be nonsense."""
-    for name in (SKIPPING, FREQCA, FREQCA_FFT, UNSPLIT):
-        if not result.evaluations(name, computed=False):
-            raise RuntimeError(f"{name} skipped nothing in {result.steps} steps; use more with --steps")
-    for name in (NONE, NEVER, REFUSING):
-        if result.evaluations(name, computed=False):
-            raise RuntimeError(f"{name} skipped an evaluation")
+    for name in (*SKIPS, *FLOORS):
+        if not measured.evaluations(name, computed=False):
+            raise RuntimeError(f"{name} skipped nothing in {measured.steps} steps; use more with --steps")
+    for name, wrong in ((NONE, False), (REFUSING, False), (NO_BLOCKS, True), (NO_MODEL, True)):
+        if measured.evaluations(name, computed=wrong):
+            raise RuntimeError(f"{name} {'computed' if wrong else 'skipped'} an evaluation")
+    for each in measured.rounds:
+        for name, run in each.runs:
+            if run.trace is not None and run.trace["state"] != "done":
+                raise RuntimeError(f"{name}: {run.trace['state']} ({'; '.join(run.trace['notes'])})")
 
 
 def transforms(lab: Lab, size: Size) -> dict[str, float]:
     """Seconds of one low-pass of one lane, on its own."""
-    grid = (size.latent[-2] // 2, size.latent[-1] // 2)
-    values = torch.randn(1, size.tokens, size.hidden, device=lab.device)
+    values = torch.randn(1, size.tokens, size.hidden, device=lab.device).to(size.dtype)
     kinds: tuple[Transform, ...] = ("dct", "fft")
-    return {kind: statistics.median(_loops(lab, lambda k=kind: low_pass(values, grid, k, CUTOFF))) for kind in kinds}
+
+    def once(kind: Transform) -> Callable[[], torch.Tensor]:
+        return lambda: low_pass(values, size.grid, kind, CUTOFF)
+
+    return {kind: statistics.median(_loops(lab, once(kind))) for kind in kinds}
 
 
 def _loops(lab: Lab, call: Callable[..., Any]) -> Iterator[float]:
@@ -226,36 +293,12 @@ def _loops(lab: Lab, call: Callable[..., Any]) -> Iterator[float]:
         yield (lab.clock() - started) / TRANSFORM_LOOPS
 
 
-@contextmanager
-def counted_reads(counts: Counter[str]) -> Iterator[None]:
-    """Counts where the pack's own lines copy from the device to the host, by file and line.
-
-    On a GPU each of them waits for everything queued before it. Conversions that torch makes in C are not seen.
-    """
-    originals = {name: getattr(torch.Tensor, name) for name in READERS}
-    ours = (str(ROOT / "cache_core"), str(ROOT / "nodes"))
-
-    def counting(name: str) -> Callable[..., Any]:
-        def read(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            caller = sys._getframe(1)
-            if caller.f_code.co_filename.startswith(ours):
-                counts[f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"] += 1
-            return originals[name](tensor, *args, **kwargs)
-
-        return read
-
-    try:
-        for name in READERS:
-            setattr(torch.Tensor, name, counting(name))
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch.Tensor, name, original)
-
-
 def cache_features(run: Sampled, size: Size) -> float:
-    """What a lane's cache holds, in tensors as large as one feature of its site (image tokens, or the latent)."""
+    """What a lane's cache holds, in tensors as large as one feature of its site: image tokens in the model's dtype, or
+    the latent as the sampler has it, in float32.
+    """
     assert run.trace is not None
     lanes = max(e["lanes"] for e in run.trace["evaluations"])
-    numbers = size.tokens * size.hidden if run.trace["site"] == TRUNK else math.prod(size.latent)
-    return run.trace["cache_bytes"] / lanes / (numbers * size.dtype.itemsize)
+    trunk = size.tokens * size.hidden * size.dtype.itemsize
+    feature = trunk if run.trace["site"] == TRUNK else math.prod(size.latent) * torch.float32.itemsize
+    return run.trace["cache_bytes"] / lanes / feature

@@ -1,53 +1,109 @@
-"""Seconds of computed and skipped evaluations, overhead, memory, device reads, measured against expected speed-up."""
+"""Seconds of computed and skipped evaluations, overhead, memory, device waits, measured against expected speed-up."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.fill import command_line
 from bench.provision import say
 from bench.tables import text_table, write_csv
 
+if TYPE_CHECKING:
+    from bench.big_models import Size
+
 ROOT = Path(__file__).resolve().parent.parent
+MODERATE = "moderate"
+HIDDEN, DOUBLE, SINGLE, SIDE = 512, 4, 8, 48
+DEFAULTS = {"cpu": ([10], 9, None), "cuda": ([28, 50], 5, 8.0)}
+"""Steps, rounds, minutes, by device. On a GPU all of it fits one command of ten minutes."""
+IDLE_ROUNDS = 12
+"""Rounds of the idle node for each of the others: its effect is far smaller, and so are its runs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--model", choices=("moderate", "flux1", "qwen-image"), default="moderate", help="the last two need a GPU"
-    )
-    parser.add_argument("--hidden", type=int, default=512, help="width of the moderate model (default: %(default)s)")
-    parser.add_argument("--double", type=int, default=4, help="its double blocks (default: %(default)s)")
-    parser.add_argument("--single", type=int, default=8, help="its single blocks (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=64, help="its latent's height and width (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="(default: %(default)s)")
+        "--model", choices=(MODERATE, "flux1", "qwen-image"), default=MODERATE,
+        help="the last two whole need a GPU (24 and 41 GB of weights), with fewer blocks they run on a CPU",
+    )  # fmt: skip
+    parser.add_argument("--hidden", type=int, help=f"width (default: {HIDDEN}; real models 3072)")
+    parser.add_argument("--double", type=int, help=f"double blocks (default: {DOUBLE}; flux1 19, qwen-image 60)")
+    parser.add_argument("--single", type=int, help=f"single blocks (default: {SINGLE}; flux1 38; qwen-image has none)")
+    parser.add_argument("--side", type=int, help=f"the latent's height and width (default: {SIDE}; real models 128)")
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="default: 10; on cuda 28 50")
+    parser.add_argument("--rounds", type=int, help="default: 9; on cuda 5")
+    parser.add_argument("--minutes", type=float, help="begin no round that would end later (default: none; on cuda 8)")
+    parser.add_argument("--idle-rounds", type=int, help=f"of the idle node (default: {IDLE_ROUNDS} times --rounds)")
     parser.add_argument("--cfg", type=float, default=1.0, help="above 1: two lanes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="default: docs/")
 
 
+def size_of(options: argparse.Namespace) -> Size:
+    """The model that is asked for. Raises `ValueError` with the way out where there is none."""
+    from bench.big_models import HEAD, MOST_ON_CPU, REAL, moderate, reduced
+
+    if options.hidden is not None and options.hidden % HEAD:
+        raise ValueError(f"--hidden must be a multiple of {HEAD}, the width of an attention head")
+    if options.model == MODERATE:
+        asked = ((options.hidden, HIDDEN), (options.double, DOUBLE), (options.single, SINGLE), (options.side, SIDE))
+        return moderate(*(default if given is None else given for given, default in asked))
+    full = REAL[options.model]
+    if options.single is not None and not full.singles:
+        raise ValueError(f"{options.model} has no single blocks; leave out --single, --double counts its blocks")
+    size = reduced(full, options.double, options.single, options.side, options.hidden)
+    if options.device == "cpu" and size.gigabytes > MOST_ON_CPU:
+        fewer = "--double 1 --single 2 --side 32" if full.singles else "--double 2 --side 32"
+        raise ValueError(
+            f"{options.model} with {size.doubles + size.singles} blocks has {size.gigabytes:.0f} GB of weights, too "
+            f"many for a CPU; pass --device cuda, or fewer blocks: {fewer}"
+        )
+    return size
+
+
+def file_name(options: argparse.Namespace, size: Size) -> str:
+    """Of table and page: a reduced model's never look like the real one's."""
+    from bench.big_models import REAL
+
+    if options.model == MODERATE:
+        return "speed"
+    return f"speed-{options.model}" if size == REAL[options.model] else f"speed-{options.model}-reduced"
+
+
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from bench.big_models import REAL, moderate
     from bench.lab import Lab
-    from bench.speed import measure
-    from bench.speed_report import figures, report, row, summary
+    from bench.speed import Plan, measure
+    from bench.speed_report import HEADING, report, row, sections, summary
 
+    begun = time.monotonic()
+    try:
+        size = size_of(options)
+    except ValueError as error:
+        say(f"bench speed: {error}")
+        return 1
     if options.threads > 1 and options.device == "cpu":
         say("Processor time counts every thread, so seconds of several threads are their sum.")
+    steps, rounds, minutes = DEFAULTS[options.device]
+    rounds = options.rounds or rounds
+    minutes = options.minutes or minutes
+    until = begun + 60 * minutes if minutes else float("inf")
+    idle_rounds = options.idle_rounds or IDLE_ROUNDS * rounds
+    plan = Plan(tuple(options.steps or steps), rounds, idle_rounds, options.cfg, until)
     with torch.inference_mode():
         lab = Lab(options.device, options.threads)
-        size = REAL.get(options.model) or moderate(options.hidden, options.double, options.single, options.side)
-        measured = measure(lab, size, options.steps, options.rounds, options.cfg, say)
-    lines = figures(measured)
-    print(text_table(("", "value", "95 % interval", "target", ""), [row(line) for line in lines]))
-    print(f"\n{summary(lines, measured)}")
-    name = "speed" if options.model == "moderate" else f"speed-{options.model}"
-    write_csv(options.out / f"{name}.csv", [line.record() for line in lines])
+        speeds = measure(lab, size, plan, say)
+    tables = sections(speeds)
+    for table in tables:
+        print(f"{table.heading}\n\n{text_table(HEADING, [row(line) for line in table.lines])}\n")
+    print(summary(tables, speeds))
+    name = file_name(options, size)
+    write_csv(options.out / f"{name}.csv", [line.record(table.steps) for table in tables for line in table.lines])
     path = options.out / f"{name}.md"
-    path.write_text(report(lines, measured, lab.about(), command_line()), encoding="utf-8")
+    path.write_text(report(speeds, tables, lab.about(), command_line()), encoding="utf-8")
     print(f"{path}")
     return 0

@@ -6,29 +6,34 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.big_models import full
+from bench.idle import CLONE, NEVER, NONE, Idle
 from bench.intervals import Interval, bootstrap, disturbed
 from bench.speed import (
+    AUTO,
+    FLOORS,
     FREQCA,
     FREQCA_FFT,
-    IDLE_ROUNDS,
-    NEVER,
-    NONE,
     REFUSING,
     SKIPPING,
-    UNSPLIT,
+    SKIPS,
     Measured,
     Round,
+    Speeds,
     cache_features,
     over_expected,
     overhead,
+    own_share,
     skip_share,
     speedup,
 )
 from bench.store import code_version
 from bench.tables import document, markdown
 
-METHODS = ("spectralcache", "freqca")
+METHODS = ("auto", "spectralcache", "freqca")
 """Whose code the figures depend on."""
+MOST_SKIP, MOST_IDLE = 1.0, 0.5
+"""Asked of a skipped evaluation and of an idle node: percent of a computed evaluation, of a run."""
 MEMORY_SLACK = 1e-3
 """Some sums of eight bytes beside the features."""
 
@@ -59,8 +64,9 @@ class Figure:
             words.append(f"interval holds {self.null:g}")
         return ", ".join(words)
 
-    def record(self) -> dict[str, object]:
+    def record(self, steps: int | None) -> dict[str, object]:
         return {
+            "steps": steps,
             "figure": self.name,
             "value": self.value.mean,
             "low": self.value.low,
@@ -86,97 +92,165 @@ def over_rounds(measured: Measured, statistic: Callable[[Round, str], float], ar
     return bootstrap([scale * statistic(each, arm) for each in measured.rounds], statistics.median)
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures under one heading: of runs with so many steps, or (None) what does not depend on them."""
+
+    steps: int | None
+    lines: tuple[Figure, ...]
+
+    @property
+    def heading(self) -> str:
+        return "Whatever the steps" if self.steps is None else f"{self.steps} steps"
+
+
+def sections(speeds: Speeds) -> list[Section]:
+    """All tables."""
+    runs = [Section(measured.steps, tuple(figures(measured))) for measured in speeds.runs]
+    return [*runs, Section(None, tuple(common(speeds)))]
+
+
 def figures(measured: Measured) -> list[Figure]:
-    """All lines of the table."""
-    plain = seconds(measured.evaluations(NONE, True))
-    lines = [Figure("computed evaluation, no node", plain, "s")]
-    for arm in (SKIPPING, UNSPLIT, FREQCA, FREQCA_FFT):
+    """What the rounds of one number of steps say."""
+    lines = [Figure("computed evaluation, no node", seconds(measured.evaluations(NONE, True)), "s")]
+    for arm in FLOORS:
+        lines.append(Figure(f"evaluation {arm}", seconds(measured.evaluations(arm, False)), "s"))
+    for arm in SKIPS:
         lines.append(Figure(f"skipped evaluation, {arm}", seconds(measured.evaluations(arm, False)), "s"))
-    for arm in (SKIPPING, UNSPLIT, FREQCA, FREQCA_FFT):
+    for arm in FLOORS:
+        lines.append(Figure(f"{arm}, in computed", over_rounds(measured, skip_share, arm, 100), "%"))
+    for arm in SKIPS:
         share = over_rounds(measured, skip_share, arm, 100)
-        lines.append(Figure(f"skipped in computed, {arm}", share, "%", 6.0))
-    lines += idle(measured, plain.mean)
-    for arm, target in ((NEVER, 2.0), (REFUSING, None)):
-        cost = over_rounds(measured, overhead, arm, 100)
-        lines.append(Figure(f"run with {arm} over no node", cost, "%", target, null=0))
-    for kind, cost_of_one in measured.transforms.items():
-        share = known(100 * cost_of_one / plain.mean)
-        lines.append(Figure(f"one {kind.upper()} low-pass in computed", share, "%", 5.0))
-    for arm in (SKIPPING, FREQCA, FREQCA_FFT):
+        lines.append(Figure(f"skipped in computed, {arm}", share, "%", MOST_SKIP))
+    for arm in SKIPS:
+        lines.append(Figure(f"of it ours, {arm}", over_rounds(measured, own_share, arm, 100), "%", null=0))
+    cost = over_rounds(measured, overhead, REFUSING, 100)
+    lines.append(Figure(f"run with {REFUSING} over no node", cost, "%", null=0))
+    for arm in (AUTO, SKIPPING, FREQCA, FREQCA_FFT):
         lines.append(Figure(f"speed-up, {arm}", over_rounds(measured, speedup, arm), "x"))
         quotient = over_rounds(measured, over_expected, arm)
         lines.append(Figure(f"speed-up over T/(C + s·S), {arm}", quotient, "x", 0.98, at_least=True, null=1))
-    lines += memory(measured)
-    total = sum(measured.reads.values())
-    lines.append(Figure("device reads, a run", known(total), "reads"))
-    lines.append(Figure("device reads, an evaluation", known(per_evaluation(measured)), "reads", 1.0))
     return lines
 
 
-def idle(measured: Measured, computed: float) -> list[Figure]:
-    """The idle node's own time, and its share of a computed evaluation here."""
-    own = seconds(measured.idle, 1e3)
+def common(speeds: Speeds) -> list[Figure]:
+    """What does not depend on the number of steps."""
+    computed = statistics.median(speeds.runs[0].evaluations(NONE, True))
+    lines = idle(speeds.idle, computed)
+    for kind, cost_of_one in speeds.transforms.items():
+        lines.append(Figure(f"one {kind.upper()} low-pass in computed", known(100 * cost_of_one / computed), "%", 5.0))
+    lines += memory(speeds)
+    for arm, waits in speeds.waits.items():
+        lines.append(Figure(f"device waits, a run, {arm}", known(sum(waits.places.values())), "waits"))
+        each = statistics.fmean(waits.evaluations[1:])
+        lines.append(Figure(f"device waits, an evaluation, {arm}", known(each), "waits", 1.0))
+    return lines
+
+
+def idle(measured: Idle, computed: float) -> list[Figure]:
+    """The idle node end to end beside its control; its own time, and the share of that in a computed evaluation."""
+    ends = {name: seconds(shares, 100) for name, shares in measured.shares.items()}
+    own = seconds(measured.own, 1e3)
     share = Interval(*(value / computed / 10 for value in (own.mean, own.low, own.high)))
     return [
+        Figure(f"run with {NEVER} over no node", ends[NEVER], "%", MOST_IDLE, null=0),
+        Figure(f"run with {CLONE} over no node", ends[CLONE], "%", null=0),
         Figure(f"{NEVER}, own time an evaluation", own, "ms", null=0),
-        Figure(f"{NEVER}, own time in computed", share, "%", 0.5, null=0),
+        Figure(f"{NEVER}, own time in computed", share, "%", null=0),
     ]
 
 
-def memory(measured: Measured) -> list[Figure]:
+def memory(speeds: Speeds) -> list[Figure]:
     """Tensors as large as a feature that a lane keeps, and bytes."""
     lines = []
-    for arm, most in ((SKIPPING, 2), (FREQCA, 3)):
-        run = measured.rounds[0].run(arm)
+    for arm, most in ((AUTO, None), (SKIPPING, 2), (FREQCA, 3)):
+        run = speeds.runs[0].rounds[0].run(arm)
         assert run.trace is not None
         lanes = max(e["lanes"] for e in run.trace["evaluations"])
-        held = known(cache_features(run, measured.size))
-        lines.append(Figure(f"features kept a lane, {arm}", held, "features", most + MEMORY_SLACK))
+        target = None if most is None else most + MEMORY_SLACK
+        held = known(cache_features(run, speeds.size))
+        lines.append(Figure(f"features kept a lane, {arm}", held, "features", target))
         lines.append(Figure(f"cache a lane, {arm}", known(run.trace["cache_bytes"] / lanes / 1e6), "MB"))
     return lines
 
 
-def per_evaluation(measured: Measured) -> float:
-    """Reads by the engine; what the host side reads once a run (the schedule) is no read of an evaluation."""
-    engine = sum(count for place, count in measured.reads.items() if place.startswith("session.py"))
-    return engine / measured.steps
-
-
-def disturbance(measured: Measured) -> float:
+def disturbance(runs: Sequence[Measured]) -> float:
     """The share of the measured time that looks disturbed."""
-    arms = {name for name, _ in measured.rounds[0].runs}
-    groups = [measured.evaluations(arm, kind) for arm in arms for kind in (True, False)]
+    groups = [
+        measured.evaluations(arm, kind)
+        for measured in runs
+        for arm in {name for name, _ in measured.rounds[0].runs}
+        for kind in (True, False)
+    ]
     return disturbed([group for group in groups if group])
 
 
-def busy(measured: Measured) -> float:
+def busy(runs: Sequence[Measured]) -> float:
     """The share of the wall clock in which this process did not run (on the CPU; else 0)."""
-    runs = [run for each in measured.rounds for _, run in each.runs]
-    return max(0.0, 1 - sum(run.total for run in runs) / sum(run.wall for run in runs))
+    made = [run for measured in runs for each in measured.rounds for _, run in each.runs]
+    return max(0.0, 1 - sum(run.total for run in made) / sum(run.wall for run in made))
 
 
-def report(lines: Sequence[Figure], measured: Measured, about: dict[str, str], command: str) -> str:
+HEADING = ("", "value", "95 % interval", "target", "")
+
+
+def report(speeds: Speeds, tables: Sequence[Section], about: dict[str, str], command: str) -> str:
     """docs/speed.md."""
     stamp = code_version(METHODS)[:8]
-    reads = ", ".join(f"{place} {count}x" for place, count in sorted(measured.reads.items()))
+    steps = " and ".join(str(measured.steps) for measured in speeds.runs)
+    rounds = len(speeds.runs[0].rounds)
     what = (
-        f"{measured.size.name}; {measured.size.tokens} image tokens, {measured.steps} steps, euler, "
-        f"{len(measured.rounds)} rounds of all arms in turn."
+        f"{speeds.size.name}; {speeds.size.tokens} image tokens, {steps} steps, euler, "
+        f"{rounds} round{'s' if rounds > 1 else ''} of all arms in turn."
     )
-    if measured.size.dtype.itemsize == 4:
+    if speeds.device == "cpu":
         what += " This is not FLUX.1 on a GPU: shares of a larger model on a faster device differ."
+    whole = full(speeds.size)
+    if speeds.size.dtype == whole.dtype and speeds.size.gigabytes < whole.gigabytes:
+        times = whole.gigabytes / speeds.size.gigabytes
+        what += f" The whole model's blocks have {times:.0f} times as many weights: there all shares are far smaller."
+    parts = [text for each in tables for text in (f"## {each.heading}", markdown(HEADING, map(row, each.lines)))]
     return document(
         "# Speed",
         what,
-        summary(lines, measured),
-        markdown(("", "value", "95 % interval", "target", ""), [row(line) for line in lines]),
+        summary(tables, speeds),
+        *parts,
         "Ratios are taken inside a round, against runs without the node just before and just behind, and the figure is "
         "their median over the rounds; the interval is a bootstrap over rounds (of seconds: over evaluations). Targets "
-        "are judged by the interval: undecided means that it holds the target. The idle node's own time is the "
-        f"difference to runs without it on a minimal model, {IDLE_ROUNDS} times in turn: it does not grow with the "
-        "model. Skipping arms skip up to three evaluations in four, which says nothing about quality. "
-        f"Speed-ups count the whole call, set-up and end included. Device reads, in a run that skips: {reads}.",
+        "are judged by the interval: undecided means that it holds the target. SpectralCache Auto runs as it comes; "
+        "the other arms skip up to three evaluations in four, which says nothing about quality. Speed-ups count the "
+        "whole call, set-up and end included.",
+        "An evaluation without any block is the same model with its lists of blocks empty: embeddings, final layer and "
+        "the sampler's arithmetic, which no skip of the blocks can save. Auto skips the whole model call; its floor is "
+        "an evaluation without the model, where a wrapper answers at once. What a skip costs above its floor is ours.",
+        idle_words(speeds.idle),
+        waits_words(speeds),
         f"{about['machine']}; {about['versions']}; code {stamp}. Regenerate: `{command}`.",
+    )
+
+
+def idle_words(measured: Idle) -> str:
+    """How the idle node was measured."""
+    rounds = len(measured.own)
+    return (
+        f"The idle node's run is compared with one without it, {rounds} rounds in random order, on a model whose "
+        f"computed evaluation takes {1e3 * measured.evaluation:.0f} ms ({measured.size.name}; {measured.size.tokens} "
+        "image tokens): the shorter the evaluation, the larger the share. An untouched clone is the model itself, so "
+        "its interval shows what this clock can tell apart. Own time is the difference on a minimal model; it does "
+        "not grow with the model."
+    )
+
+
+def waits_words(speeds: Speeds) -> str:
+    """How waits were counted, and where they are."""
+    how = "as torch reports them" if speeds.device == "cuda" else "calls that copy to the host, counted on the CPU"
+    told = []
+    for arm, waits in speeds.waits.items():
+        places = ", ".join(f"{place} {count}x" for place, count in sorted(waits.places.items()))
+        told.append(f"{arm}: {places or 'none'} ({waits.once} outside evaluations)")
+    return (
+        f"Device waits ({how}), by line in a run of {speeds.runs[0].steps} steps: {'; '.join(told)}. An evaluation's "
+        "leave out the first one, which sets up."
     )
 
 
@@ -189,9 +263,15 @@ def row(line: Figure) -> list[str]:
     return [line.name, f"{line.value.mean:.{places}f} {line.unit}", interval, target, line.verdict()]
 
 
-def summary(lines: Sequence[Figure], measured: Measured) -> str:
+def summary(tables: Sequence[Section], speeds: Speeds) -> str:
     """The paragraph: what was met, what was not, and how quiet the machine was."""
-    verdicts = {line.name: line.verdict() for line in lines if line.target is not None}
+    several = len(speeds.runs) > 1
+    named = [
+        (f"{line.name} ({each.heading})" if several and each.steps else line.name, line)
+        for each in tables
+        for line in each.lines
+    ]
+    verdicts = {name: line.verdict() for name, line in named if line.target is not None}
     groups = {
         word: [name for name, verdict in verdicts.items() if verdict.startswith(word)]
         for word in ("met", "missed", "undecided")
@@ -200,13 +280,15 @@ def summary(lines: Sequence[Figure], measured: Measured) -> str:
     for word in ("missed", "undecided"):
         if groups[word]:
             sentences.append(f"{word.capitalize()}: {'; '.join(groups[word])}.")
-    unseen = [line.name for line in lines if line.null == 0 and "holds" in line.verdict()]
+    unseen = [name for name, line in named if line.null == 0 and "holds" in line.verdict()]
     if unseen:
         sentences.append(f"Not told apart from nothing (the interval holds 0): {'; '.join(unseen)}.")
-    apart = statistics.median(each.spread for each in measured.rounds)
+    apart = statistics.median(each.spread for measured in speeds.runs for each in measured.rounds)
+    clock = "seconds around a synchronised device"
+    if speeds.device == "cpu":
+        clock = f"processor seconds; other programs had {busy(speeds.runs):.0%} of the wall clock"
     sentences.append(
-        f"Times are processor seconds; other programs had {busy(measured):.0%} of the wall clock, "
-        f"{disturbance(measured):.0%} of the time was above 1.25 times calm, and runs without the node lay {apart:.0%} "
-        "apart in the median round."
+        f"Times are {clock}; {disturbance(speeds.runs):.0%} of the time was above 1.25 times calm, and runs without "
+        f"the node lay {apart:.0%} apart in the median round."
     )
     return " ".join(sentences)

@@ -1,10 +1,13 @@
 """The bench without ComfyUI: statistics, presets, placements, the store, and tables that come from a CSV alone."""
 
 import argparse
+import dataclasses
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ from PIL import Image
 
 from bench import (
     ablation,
+    big_models,
     chart,
     fill,
+    idle,
     predictor_parts,
     predictors,
     predictors_report,
@@ -23,9 +28,11 @@ from bench import (
     quality_report,
     readme_command,
     speed,
+    speed_command,
     speed_report,
     store,
     tables,
+    waits,
 )
 from bench.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab import Pair, Sampled
@@ -104,7 +111,7 @@ def sampled(seconds: Sequence[float], computed: Sequence[bool]) -> Sampled:
 def drifting(slope: float) -> speed.Round:
     """A machine whose seconds grow with time: 4 computed evaluations a run, of which an arm skips two at a tenth."""
     clock, runs = 0.0, []
-    for name in (speed.NONE, speed.NEVER, speed.SKIPPING, speed.NONE):
+    for name in (speed.NONE, speed.REFUSING, speed.SKIPPING, speed.NONE):
         kinds = [True, False, False, True] if name == speed.SKIPPING else [True] * 4
         seconds = []
         for computed in kinds:
@@ -116,25 +123,130 @@ def drifting(slope: float) -> speed.Round:
 
 def test_ratios_inside_a_round_cancel_a_drifting_machine() -> None:
     calm, drifts = drifting(0.0), drifting(0.04)
-    assert speed.overhead(calm, speed.NEVER) == pytest.approx(0) and calm.spread == pytest.approx(0)
+    assert speed.overhead(calm, speed.REFUSING) == pytest.approx(0) and calm.spread == pytest.approx(0)
     assert speed.skip_share(calm, speed.SKIPPING) == pytest.approx(0.1)
     assert speed.speedup(calm, speed.SKIPPING) == pytest.approx(4 / 2.2)
     assert speed.over_expected(calm, speed.SKIPPING) == pytest.approx(1)
     assert drifts.spread > 0.4
-    assert speed.overhead(drifts, speed.NEVER) == pytest.approx(0, abs=0.02)
+    assert speed.overhead(drifts, speed.REFUSING) == pytest.approx(0, abs=0.02)
     assert speed.over_expected(drifts, speed.SKIPPING) == pytest.approx(1, abs=0.02)
     first = drifts.runs[0][1].total
-    assert drifts.run(speed.NEVER).total / first - 1 > 0.15  # what a ratio across the round would have said
+    assert drifts.run(speed.REFUSING).total / first - 1 > 0.15  # what a ratio across the round would have said
 
 
-def test_a_round_has_every_arm_once_between_runs_without_the_node() -> None:
+@pytest.mark.parametrize("group", [2, 4])
+def test_a_round_has_every_arm_once_between_runs_without_the_node(group: int) -> None:
     names = ["a", "b", "c", "d", "e"]
     for turn in range(7):
-        made = speed.order(names, turn)
+        made = speed.order(names, turn, group)
         assert sorted(name for name in made if name != speed.NONE) == names
         assert made[0] == made[-1] == speed.NONE and made[1] == names[turn % 5]
         places = [i for i, name in enumerate(made) if name == speed.NONE]
-        assert all(2 <= b - a <= 3 for a, b in itertools.pairwise(places))
+        assert all(2 <= b - a <= group + 1 for a, b in itertools.pairwise(places))
+
+
+def test_a_skip_is_ours_above_what_its_site_leaves_to_comfyui() -> None:
+    """A plain evaluation takes 1 s; without blocks 0.05, without the model 0.01; each skip 0.02 more than its floor."""
+
+    def run(skipped: float, site: str | None = None) -> Sampled:
+        made = sampled([1.0, skipped, skipped, skipped], [True, False, False, False])
+        return dataclasses.replace(made, trace={"site": site} if site else None)
+
+    each = speed.Round((
+        (speed.NONE, sampled([1.0] * 4, [True] * 4)),
+        (speed.SKIPPING, run(0.07, "trunk")), (speed.AUTO, run(0.03, "model")),
+        (speed.NO_BLOCKS, run(0.05)), (speed.NO_MODEL, run(0.01)),
+        (speed.NONE, sampled([1.0] * 4, [True] * 4)),
+    ))  # fmt: skip
+    assert speed.skip_share(each, speed.SKIPPING) == pytest.approx(0.07)
+    assert speed.own_share(each, speed.SKIPPING) == pytest.approx(0.02)
+    assert speed.own_share(each, speed.AUTO) == pytest.approx(0.02)
+
+
+def counted_in(file: Path, text: str, device: str) -> waits.Waits:
+    """What is counted while this text runs as if it stood in the file, inside one evaluation and outside."""
+    found = waits.Waits()
+    lines: dict[str, Any] = {"torch": torch, "warnings": warnings}
+    exec(compile(f"def work(*_):\n {text}\n", str(file), "exec"), lines)
+    with waits.counted(found, device):
+        lines["work"]()
+        found._evaluation(lines["work"])
+        found._evaluation(lambda: None)
+    return found
+
+
+def test_reads_are_counted_by_line_for_the_pack_alone() -> None:
+    before = torch.Tensor.tolist
+    found = counted_in(store.ROOT / "cache_core" / "session.py", "torch.ones(2).tolist()", "cpu")
+    assert found.places == {"session.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
+    assert torch.Tensor.tolist is before
+    assert not counted_in(store.ROOT / "bench" / "other.py", "torch.ones(2).tolist()", "cpu").places
+
+
+def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    said = 'warnings.warn("called a synchronizing CUDA operation"); warnings.warn("something else")'
+    found = counted_in(store.ROOT / "nodes" / "sites.py", said, "cuda")
+    assert found.places == {"sites.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
+    assert modes == ["warn", 0]
+    assert not counted_in(Path("/somewhere/comfy/samplers.py"), said, "cuda").places
+
+
+def test_waits_inside_torchs_own_python_count_for_the_line_that_called_it() -> None:
+    """torch.isclose of lists and the like convert inside torch: `assert_close` reads there."""
+    text = "torch.testing.assert_close(torch.ones(2), torch.ones(2))"
+    found = counted_in(store.ROOT / "cache_core" / "gates.py", text, "cpu")
+    assert set(found.places) == {"gates.py:2"}
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    speed_command.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_real_models_have_their_weights_and_their_names() -> None:
+    whole = {name: speed_command.size_of(options("--model", name, "--device", "cuda")) for name in big_models.REAL}
+    assert whole == big_models.REAL
+    assert [round(size.gigabytes) for size in whole.values()] == [24, 41]
+    assert [size.tokens for size in whole.values()] == [4096, 4096]
+    names = [speed_command.file_name(options("--model", name), size) for name, size in whole.items()]
+    assert names == ["speed-flux1", "speed-qwen-image"]
+
+
+@pytest.mark.parametrize("changed", [("--double", "1"), ("--single", "2"), ("--side", "64"), ("--hidden", "1536")])
+def test_a_part_of_a_real_model_is_never_taken_for_it(changed: tuple[str, str]) -> None:
+    asked = options("--model", "flux1", "--device", "cuda", *changed)
+    size = speed_command.size_of(asked)
+    assert size != big_models.REAL["flux1"] and speed_command.file_name(asked, size) == "speed-flux1-reduced"
+    assert ("real dimensions" in size.name) == (changed[0] == "--side")
+    assert (size.doubles, size.singles) == (1 if "--double" in changed else 19, 2 if "--single" in changed else 38)
+    assert size.config["num_heads"] * 128 == size.hidden == (1536 if "--hidden" in changed else 3072)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        ("--model flux1", "24 GB of weights.*--device cuda.*--double 1 --single 2"),
+        ("--model flux1 --double 1", "39 blocks has 11 GB"),
+        ("--model qwen-image --side 16", "41 GB of weights.*--device cuda.*--double 2"),
+        ("--model qwen-image --single 1", "no single blocks; leave out --single"),
+        ("--hidden 200", "multiple of 128"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_the_way_out(arguments: str, way_out: str) -> None:
+    with pytest.raises(ValueError, match=way_out):
+        speed_command.size_of(options(*arguments.split()))
+
+
+def test_on_a_gpu_the_idle_node_is_timed_on_a_piece_of_the_model() -> None:
+    for size in (big_models.REAL["flux1"], big_models.REAL["qwen-image"]):
+        assert idle.middling(size, "cpu") == idle.MIDDLING
+        piece = idle.middling(size, "cuda")
+        assert piece.doubles + piece.singles == 6 and piece.hidden == 3072 and piece.latent == size.latent
+    assert idle.middling(idle.SMALLEST, "cuda") == idle.MIDDLING
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------

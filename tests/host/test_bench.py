@@ -23,10 +23,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
 
 
-def bench(folder: Path, *arguments: str) -> str:
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(ROOT / "bench" / "run.py"), *arguments, "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+    line = [sys.executable, str(ROOT / "bench" / "run.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+
+
+def bench(folder: Path, *arguments: str) -> str:
+    done = command(folder, *arguments, "--out", str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -36,30 +40,171 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+# runs of the small FLUX -----------------------------------------------------------------------------------------------
+
 QUALITY = ("quality", "--quick", "--pairs", "1", "--steps", "8")
 
 
-def test_quality_measures_every_kind_of_row_and_is_resumed(folder: Path) -> None:
-    text = bench(folder, *QUALITY)
+@pytest.fixture(scope="module")
+def quality(folder: Path) -> str:
+    """What the command prints."""
+    return bench(folder, *QUALITY)
+
+
+def test_quality_measures_every_kind_of_row_and_is_resumed(folder: Path, quality: str) -> None:
     rows = {row["name"]: row for row in table(folder / "quality.csv")}
     families = {"fewer steps", "SpectralCache", "SpectralCache Auto", "FreqCa", "EasyCache"}
     assert {row["family"] for row in rows.values()} == families
     assert float(rows["5 steps"]["computed"]) == 5
     freqca = rows["FreqCa N=3"]  # 8 steps: 0, 1, 2, 5 and the last
     assert float(freqca["computed"]) == 5 and 10 < float(freqca["psnr"]) < 100 and int(freqca["cache_bytes"]) > 0
-    assert "## 8 steps, CFG 3" in text and (folder / "quality.md").read_text("utf-8") in text
+    assert "## 8 steps, CFG 3" in quality and (folder / "quality.md").read_text("utf-8") in quality
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cache" / "bench").iterdir()}
     bench(folder, *QUALITY)
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "cache" / "bench").iterdir()} == before
 
 
+@pytest.mark.usefixtures("quality")
+def test_readme_takes_its_table_from_the_rows(folder: Path) -> None:
+    readme = folder / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\n<!-- bench:end -->\nafter\n", "utf-8")
+    arguments = ("readme", "--readme", str(readme), "--csv", str(folder / "quality.csv"))
+    assert command(folder, *arguments, "--check").returncode == 1
+    assert command(folder, *arguments).returncode == 0
+    text = readme.read_text("utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "8 steps, CFG 3" in text
+    (fewer,) = (line for line in text.splitlines() if line.startswith("| fewer steps |"))
+    at_4x = next(float(row["psnr"]) for row in table(folder / "quality.csv") if row["name"] == "2 steps")
+    assert [cell.strip() for cell in fewer.split("|")][5] == f"{at_4x:.1f}"  # behind the name, 1.5x, 2x and 3x
+    assert command(folder, *arguments, "--check").returncode == 0
+
+
+def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
+    bench(folder, "auto", "--quick")
+    rows = {row["name"]: row for row in table(folder / "auto.csv")}
+    auto = [row for row in rows.values() if row["family"] == "SpectralCache Auto"]
+    assert [(row["sampler"], float(row["computed"])) for row in auto] == [
+        ("euler", 12), ("euler", 10), ("euler", 8), ("heun", 7),  # heun: 4 steps, evaluated twice but the last
+    ]  # fmt: skip
+    for name in ("8 steps", "8 steps where Auto's are", "without the corrector, 8", "site trunk, 8"):
+        assert float(rows[name]["computed"]) == 8, name
+    # At site model a held derivative is a longer Euler step, so this is the control on the same noise levels.
+    assert rows["placement alone, 8"]["psnr"] == rows["8 steps where Auto's are"]["psnr"]
+    assert len({row["psnr"] for row in rows.values() if float(row["computed"]) == 8}) == 5
+    assert {"FreqCa", "EasyCache"} <= {row["family"] for row in rows.values()}
+    page = (folder / "auto.md").read_text("utf-8")
+    assert "## euler, 28 steps, CFG 1, 1 pairs" in page and "## heun, 8 steps" in page
+
+
+def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> None:
+    bench(folder, "estimate", "--quick")
+    rows = table(folder / "estimate.csv")
+    for count in (14, 10, 7):
+        own = [row for row in rows if int(row["computed"]) == count]
+        steps = [int(row["step"]) for row in own]
+        assert len(own) == 28 - count and steps == sorted(set(steps)) and {0, 27}.isdisjoint(steps)
+        assert all(0 < float(row["error"]) < 1 for row in own)
+        late = [row for row in own if int(row["step"]) > 5]
+        assert all(0 < float(row["estimate"]) < 1 for row in late)
+    assert "| CFG 1, 10 of 28 computed | 17 of 18 |" in (folder / "estimate.md").read_text("utf-8")
+
+
+def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
+    bench(folder, "ablation", "--quick")
+    rows = table(folder / "ablation.csv")
+    parts = ("TADS", "CEB", "FDC", "TADS + CEB", "TADS + FDC", "CEB + FDC", "TADS + CEB + FDC")
+    assert {row["family"] for row in rows} == {"fewer steps", "none (TeaCache)", *parts}
+    plain = {row["name"]: float(row["computed"]) for row in rows if row["family"] == "fewer steps"}
+    assert plain == {"6 steps": 6, "10 steps": 10, "16 steps": 16}
+    computed = {row["family"]: float(row["computed"]) for row in rows if row["name"].endswith(", 0.6")}
+    assert len(computed) == 8 and all(2 < count < 20 for count in computed.values())
+    assert all(7 <= computed[name] for name in parts if "CEB" in name)  # at most two skipped in a row, of 20
+    for name, base in (("CEB", "none (TeaCache)"), ("TADS + CEB", "TADS"), ("TADS + CEB + FDC", "TADS + FDC")):
+        assert computed[name] >= computed[base], "a limit on skips made more of them"
+    page = (folder / "ablation.md").read_text("utf-8")
+    assert "| TADS + CEB + FDC, 0.6 |" in page and "At the paper's threshold 0.6" in page
+
+
+def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None:
+    bench(folder, "predictors", "--quick")
+    rows = {(row["family"], row["name"]): row for row in table(folder / "predictors.csv")}
+    assert all(float(row["computed"]) == 10 for row in rows.values()) and len(rows) == 11
+    psnr = {family: row["psnr"] for (family, _), row in rows.items()}
+    # Holding the model's output is a longer Euler step: the plain sampler on the same noise levels.
+    assert psnr["output | early-dense p=1.3 | hold"] == psnr["fewer steps, early-dense p=1.3"]
+    assert psnr["residual | early-dense p=1.3 | hold"] != psnr["residual | warm-up, every N | hold"]
+    for place in ("warm-up, every N", "early-dense p=1.3"):
+        kinds = ("hold", "linear in sigma × 1", "back-tested, 3 bands")
+        assert len({psnr[f"residual | {place} | {kind}"] for kind in kinds}) == 3
+    assert "10 computed: best" in (folder / "predictors.md").read_text("utf-8")
+
+
+# speed ----------------------------------------------------------------------------------------------------------------
+
+SMALL = ("--double", "1", "--side", "16", "--rounds", "9", "--minutes", "0.001", "--idle-rounds", "1")
+"""One round: its end comes before a second begins."""
+
+
+def speeds(folder: Path, name: str, *arguments: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Rows by steps ("": of no number of steps) and figure."""
+    bench(folder, "speed", *SMALL, *arguments)
+    return {(row["steps"], row["figure"]): row for row in table(folder / f"{name}.csv")}
+
+
+def value(row: dict[str, str]) -> float:
+    return float(row["value"])
+
+
+def check_common(rows: dict[tuple[str, str], dict[str, str]], steps: str) -> None:
+    """What must hold of any model."""
+    computed, floor, least = (
+        value(rows[steps, name])
+        for name in ("computed evaluation, no node", "evaluation without any block", "evaluation without the model")
+    )
+    assert computed > floor > least > 0
+    assert value(rows["", "features kept a lane, SpectralCache"]) == pytest.approx(2.0, rel=0.01)
+    assert value(rows["", "features kept a lane, FreqCa, DCT"]) == pytest.approx(3.0, rel=0.01)
+    assert value(rows["", "features kept a lane, SpectralCache Auto"]) == pytest.approx(3.0, rel=0.01)
+    for arm in ("SpectralCache", "FreqCa, DCT"):
+        assert value(rows["", f"device waits, an evaluation, {arm}"]) == 1.0
+
+
 def test_speed_times_every_arm(folder: Path) -> None:
-    bench(folder, "speed", "--hidden", "128", "--double", "1", "--single", "1", "--side", "16", "--rounds", "1")
-    rows = {row["figure"]: row for row in table(folder / "speed.csv")}
-    assert float(rows["device reads, an evaluation"]["value"]) == 1.0
-    assert float(rows["features kept a lane, SpectralCache"]["value"]) == pytest.approx(2.0, rel=0.01)
-    assert float(rows["features kept a lane, FreqCa, DCT"]["value"]) == pytest.approx(3.0, rel=0.01)
-    assert float(rows["skipped evaluation, SpectralCache"]["value"]) > 0
-    idle = rows["gate never, own time an evaluation"]
-    assert idle["unit"] == "ms" and abs(float(idle["value"])) < 50
-    assert "not FLUX.1 on a GPU" in (folder / "speed.md").read_text("utf-8")
+    rows = speeds(folder, "speed", "--hidden", "128", "--single", "1", "--steps", "10", "7")
+    for steps in ("10", "7"):
+        check_common(rows, steps)
+        for arm in ("SpectralCache", "SpectralCache Auto", "FreqCa, DCT", "FreqCa, FFT", "FreqCa, no transform"):
+            assert value(rows[steps, f"skipped evaluation, {arm}"]) > 0
+            row = rows[steps, f"skipped in computed, {arm}"]
+            assert row["target"] == "1" and row["verdict"] in ("met", "missed")
+    assert rows["", "run with gate never over no node"]["target"] == "0.5"
+    idle = rows["", "gate never, own time an evaluation"]
+    assert idle["unit"] == "ms" and abs(value(idle)) < 50
+    page = (folder / "speed.md").read_text("utf-8")
+    assert "not FLUX.1 on a GPU" in page and "10 and 7 steps, euler, 1 round " in page
+    assert page.index("## 10 steps") < page.index("## 7 steps") < page.index("## Whatever the steps")
+
+
+NARROW = ("--hidden", "256", "--steps", "6")
+"""With blocks as wide as the real ones a run takes minutes here."""
+
+
+def test_speed_runs_flux1_in_half_precision(folder: Path) -> None:
+    rows = speeds(folder, "speed-flux1-reduced", "--model", "flux1", "--single", "1", *NARROW)
+    check_common(rows, "6")
+    page = (folder / "speed-flux1-reduced.md").read_text("utf-8")
+    assert "FLUX.1 at width 256, 1 double + 1 single blocks of 19 + 38, random weights, bfloat16; 64 image" in page
+    assert not (folder / "speed-flux1.csv").exists()
+
+
+def test_speed_runs_qwen_image_in_half_precision(folder: Path) -> None:
+    rows = speeds(folder, "speed-qwen-image-reduced", "--model", "qwen-image", *NARROW)
+    check_common(rows, "6")
+    page = (folder / "speed-qwen-image-reduced.md").read_text("utf-8")
+    assert "Qwen-Image at width 256, 1 of 60 blocks, random weights, bfloat16; 64 image tokens" in page
+
+
+def test_speed_refuses_a_whole_real_model_on_a_cpu(folder: Path) -> None:
+    done = command(folder, "speed", "--model", "qwen-image", "--out", str(folder))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "41 GB" in done.stderr and "--device cuda" in done.stderr and "--double 2" in done.stderr
