@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import server, setup_host
+from bench import carried, carry, server, setup_host
 from bench.provision import SetupError, cache_folder, say
 from bench.setup_host import Host
 
@@ -26,7 +26,16 @@ ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "tests"
 HOST_TESTS = TESTS / "host"
 CONFIGURATION = str(ROOT / "pyproject.toml")
-COMMAND_LINE = ("dev.py", "bench/provision.py", "bench/server.py", "bench/setup_host.py")
+COMMAND_LINE = (
+    "dev.py",
+    "bench/carried.py",
+    "bench/carry.py",
+    "bench/carry_probe.py",
+    "bench/provision.py",
+    "bench/server.py",
+    "bench/setup_host.py",
+    "bench/stand_in.py",
+)
 NOTHING_COLLECTED = 5  # pytest's exit code
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
@@ -35,6 +44,7 @@ VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ign
 ENVIRONMENT_HELP = """\
 environment variables:
   COMFYUI_PATH           use this ComfyUI folder; nothing is installed into it
+  COMFYUI_CARRIED        for bench, without a network: the file that carry wrote; this Python needs torch
   COMFYUI_PYTHON         its Python (default: its venv, .venv or python_embeded, else this Python)
   SPECTRALCACHE_CACHE    where our own ComfyUI and its packages are kept, several GB
   SPECTRALCACHE_COMFYUI  which version that is, the first by default: {}"""
@@ -43,7 +53,7 @@ environment variables:
 def main(arguments: list[str] | None = None) -> int:
     """Parses the command line and runs one command; returns its exit code."""
     options, rest = parser().parse_known_args(arguments)
-    if rest and options.command == "serve":
+    if rest and options.command in ("serve", "carry"):
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options, rest)
@@ -78,7 +88,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
     if (ROOT / "bench" / "run.py").exists():
         add("bench", bench, "measure quality and speed; arguments go to bench/run.py")
+        add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
+
+
+def add_carry(command: argparse.ArgumentParser) -> None:
+    """The options of `carry`."""
+    many: Any = {"nargs": "+", "default": [], "metavar": "PACKAGE"}
+    command.add_argument("file", type=Path, metavar="FILE", help="what to write, out/carried.tar.xz for example")
+    command.add_argument("--python", default="", metavar="X.Y", help="that machine's Python (default: as the host's)")
+    command.add_argument("--platform", default="linux_x86_64", metavar="TAG", help="(default: %(default)s)")
+    command.add_argument("--without", **many, help="packages that machine has; torch is never carried")
+    command.add_argument("--stand-in", **many, help="packages that need only be importable, such as av, to save space")
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -87,18 +108,24 @@ def parser() -> argparse.ArgumentParser:
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs bench/demo.py in the host's Python."""
     ours = [f"--{name}={getattr(options, name)}" for name in ("json", "out") if getattr(options, name)]
-    return run_script(ROOT / "bench" / "demo.py", [*ours, *rest])
+    return run_script(setup_host.prepare(), ROOT / "bench" / "demo.py", [*ours, *rest])
 
 
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """Runs bench/run.py in the host's Python."""
-    return run_script(ROOT / "bench" / "run.py", rest)
+    return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
 
 
-def run_script(script: Path, arguments: list[str]) -> int:
+def pack(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Writes the file that `bench` uses on a machine without a network."""
+    target = carry.Target(options.python, options.platform)
+    carry.pack(options.file.absolute(), target, options.without, options.stand_in)
+    return 0
+
+
+def run_script(host: Host, script: Path, arguments: list[str]) -> int:
     """Runs one of our scripts in the host's Python, and in the user's folder: its arguments may be relative paths."""
-    host = setup_host.prepare()
-    return run([str(host.python), str(script), *arguments], host, cwd=None)
+    return run(host.script(script, *arguments), host, cwd=None)
 
 
 def serve(options: argparse.Namespace, _rest: list[str]) -> int:

@@ -87,7 +87,20 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
 
-def run_pip(python: list[str], arguments: list[str], purpose: str) -> None:
+@contextmanager
+def mended() -> Iterator[None]:
+    """What the disk refuses ends in a sentence that says the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"The set-up cannot use {cache_folder()} ({error}); mend that or point SPECTRALCACHE_CACHE elsewhere."
+        ) from error
+
+
+def run_pip(
+    python: list[str], arguments: list[str], purpose: str, way_out: str = "check the network and your pip settings"
+) -> None:
     """Runs a Python's pip, for a second Python if two are given. Shows large downloads, logs all, explains failures."""
     for_other = ["--python", python[1]] if python[1:] else []
     command = [python[0], "-m", "pip", *for_other, *arguments, "--progress-bar", "off", "--disable-pip-version-check"]
@@ -96,8 +109,8 @@ def run_pip(python: list[str], arguments: list[str], purpose: str) -> None:
         code, output = _watch(command, record)
     if code:
         raise SetupError(
-            f"pip could not {purpose} ({last_word(output)}); check the network and your pip settings, then run the "
-            f"same command again (everything pip said is in {log})."
+            f"pip could not {purpose} ({last_word(output)}); {way_out}, then run the same command again "
+            f"(everything pip said is in {log})."
         )
 
 

@@ -7,7 +7,8 @@ Without COMFYUI_PATH, a pinned ComfyUI and a virtual environment are made once, 
     <cache>/tools/<key>/           developer tools that an existing ComfyUI lacks
 
 With COMFYUI_PATH, that folder and its own Python are used, and nothing is installed into them. Each folder is complete
-or does not count: an interrupted set-up is done again. Any Python from 3.7 on can run this, to find one that fits.
+or does not count: an interrupted set-up is done again. Any Python from 3.7 on can run this, to find one that fits. On a
+machine without a network, bench/carried.py stands in for this.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.provision import (
     cache_folder,
     clean_environment,
     last_word,
+    mended,
     only_one,
     require_space,
     run_pip,
@@ -70,12 +72,13 @@ class Python:
 
 
 # `python -m` and PYTHONPATH both put folders before the host's own packages, and an embedded Python ignores PYTHONPATH.
-# This runs a module with the tools after everything else and without the current folder.
-_RUN_MODULE = (
+# This runs a module or a script with the tools after everything else and without the current folder.
+_TOOLS_LAST = (
     "import runpy, sys; tools = sys.argv.pop(1); del sys.argv[0]; "
     "sys.path[:] = [entry for entry in sys.path if entry] + [tools] * bool(tools); "
-    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
+_RUN_MODULE = _TOOLS_LAST + "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+_RUN_SCRIPT = _TOOLS_LAST + "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ class Host:
         """The command that runs a module, such as pytest, in the host's Python."""
         return [str(self.python), "-c", _RUN_MODULE, str(self.tools or ""), name, *arguments]
 
+    def script(self, path: Path, *arguments: str) -> list[str]:
+        """The command that runs a script in the host's Python."""
+        if self.tools is None:
+            return [str(self.python), str(path), *arguments]
+        return [str(self.python), "-c", _RUN_SCRIPT, str(self.tools), str(path), *arguments]
+
     def environment(self) -> dict[str, str]:
         """The environment variables that the host's processes get."""
         found = clean_environment() if self.ours else dict(os.environ)
@@ -99,15 +108,13 @@ class Host:
 
 def prepare(tools: bool = False) -> Host:
     """The host to use, set up first where needed. `tools` asks for the developer tools as well."""
-    try:
+    with mended():
         return _prepare(tools)
-    except OSError as error:
-        raise SetupError(
-            f"The set-up cannot use {cache_folder()} ({error}); mend that or point SPECTRALCACHE_CACHE elsewhere."
-        ) from error
 
 
 def _prepare(tools: bool) -> Host:
+    if os.environ.get("COMFYUI_CARRIED"):
+        raise SetupError("COMFYUI_CARRIED holds what dev.py bench needs and no more; unset it for other commands.")
     if os.environ.get("COMFYUI_PATH"):
         return existing_host(Path(os.environ["COMFYUI_PATH"]).expanduser().absolute(), tools)
     if os.environ.get("COMFYUI_PYTHON"):

@@ -31,7 +31,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="uses shell scripts and signa
 @pytest.fixture(autouse=True)
 def sealed(tmp_path, monkeypatch):
     """No test sees this machine's settings or cache, or gets as far as the network."""
-    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON", "SPECTRALCACHE_COMFYUI"):
+    for name in ("COMFYUI_CARRIED", "COMFYUI_PATH", "COMFYUI_PYTHON", "SPECTRALCACHE_COMFYUI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SPECTRALCACHE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(setup_host, "run_pip", lambda *_: pytest.fail("pip was started"))
