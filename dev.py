@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import carried, carry, server, setup_host
+from bench import run as bench_run
 from bench.provision import SetupError, cache_folder, say
 from bench.setup_host import Host
 
@@ -32,6 +33,7 @@ COMMAND_LINE = (
     "bench/carry.py",
     "bench/carry_probe.py",
     "bench/provision.py",
+    "bench/run.py",
     "bench/server.py",
     "bench/setup_host.py",
     "bench/stand_in.py",
@@ -75,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", metavar="command", required=True)
 
-    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def add(name: str, run: Any, text: str, **options: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
         command.set_defaults(run=run)
         return command
 
@@ -86,9 +88,8 @@ def parser() -> argparse.ArgumentParser:
     add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
-    if (ROOT / "bench" / "run.py").exists():
-        add("bench", bench, "measure quality and speed; arguments go to bench/run.py")
-        add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
+    add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
+    add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
 
 
@@ -112,7 +113,10 @@ def demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
-    """Runs bench/run.py in the host's Python."""
+    """Runs bench/run.py in the host's Python. What there is to measure is told without a set-up of minutes."""
+    if rest in ([], ["-h"], ["--help"]):
+        print(f"{bench_run.__doc__}\npython dev.py bench COMMAND --help says more.")
+        return 0 if rest else 2
     return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
 
 

@@ -288,6 +288,23 @@ def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[3:] == [["-x", "tests/core"]]
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["bench", "--help"], 0), (["bench", "-h"], 0), (["bench"], 2)])
+def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypatch, capsys):
+    monkeypatch.setattr(setup_host, "prepare", lambda **_: pytest.fail("the set-up was started"))
+    assert dev.main(arguments) == code
+    shown = capsys.readouterr().out
+    for command in dev.bench_run.COMMANDS:
+        assert f"\n{command} " in shown
+
+
+def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):
+    commands = []
+    monkeypatch.setattr(setup_host, "prepare", lambda **_: HOST)
+    monkeypatch.setattr(dev, "run", lambda command, *_, **__: commands.append(command) or 0)
+    assert dev.main(["bench", "speed", "--help"]) == 0
+    assert commands[0][-2:] == ["speed", "--help"]
+
+
 def test_a_child_does_not_outlive_us():
     with pytest.raises(RuntimeError), dev.child([sys.executable, "-c", "import time; time.sleep(60)"], HOST) as child:
         raise RuntimeError
