@@ -11,7 +11,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.intervals import at
-from bench.presets import ALIKE, AUTO, AUTO_COUNTS, FEWER, Arm, alike, auto, core_arms, dense, fewer, method_arms
+from bench.presets import (
+    ALIKE,
+    AUTO,
+    AUTO_COUNTS,
+    FEWER,
+    Arm,
+    alike,
+    auto,
+    core_arms,
+    dense,
+    evaluations,
+    fewer,
+    method_arms,
+)
 from bench.quality import Group, group
 from bench.quality_report import Row, controls, over
 from bench.runner import named
@@ -93,7 +106,9 @@ def curve(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
 
 
 def budget_table(rows: Sequence[Row]) -> str:
-    """Auto at each budget beside the controls at the same computed evaluations."""
+    """Auto at each budget beside the controls at the same computed evaluations. Where these have no rows of their own,
+    fewer steps are the mean that Auto was compared with, pair by pair.
+    """
     heading = [
         "computed", "speed-up", "Auto", "fewer steps", "fewer, where Auto's are", "over fewer steps",
         "over the same steps", "estimated error",
@@ -102,8 +117,11 @@ def budget_table(rows: Sequence[Row]) -> str:
     for row in [row for row in rows if row["family"] == AUTO]:
         count, mine = number(row["computed"]), number(row["psnr"])
         even, same = at(curve(rows, FEWER), count), at(curve(rows, ALIKE), count)
+        if even is None and row["psnr_over_fewer"]:
+            even = mine - number(row["psnr_over_fewer"])
+        total = evaluations(row["sampler"], int(row["steps"]))
         body.append([
-            f"{count:g} of {row['steps']}", f"{fixed(number(row['speedup']), 2)}x", fixed(mine, 1),
+            f"{count:g} of {total}", f"{fixed(number(row['speedup']), 2)}x", fixed(mine, 1),
             "" if even is None else fixed(even, 1), "" if same is None else fixed(same, 1),
             over(row, "psnr_over_fewer", 1),
             "" if same is None else fixed(mine - same, 1, sign=True), f"{fixed(100 * number(row['estimate']), 1)} %",

@@ -26,6 +26,11 @@ TWICE = ("heun", "dpm_2")
 """Samplers that evaluate each step twice, but the last."""
 
 
+def evaluations(sampler: str, steps: int) -> int:
+    """Of a full run."""
+    return 2 * steps - 1 if sampler in TWICE else steps
+
+
 class MissingPresets(Exception):
     """A method of cache_core that the bench has no settings for."""
 

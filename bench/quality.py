@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from bench.intervals import finite_mean, paired
 from bench.lab import Pair
 from bench.pairs import COUNT, prompts
-from bench.presets import EULER, FEWER, TWICE, Arm, control_arms, core_arms, counts, fewer, method_arms
+from bench.presets import EULER, FEWER, TWICE, Arm, control_arms, core_arms, counts, evaluations, fewer, method_arms
 from bench.store import Outcome
 
 SIDE_PAIRS = 6
@@ -104,7 +104,7 @@ def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
         "family": arm.family,
         "name": arm.name,
         "pairs": len(g.pairs),
-        "skipping": sum(outcome.computed < g.steps * (2 if g.sampler in TWICE else 1) for outcome in outcomes),
+        "skipping": sum(outcome.computed < evaluations(g.sampler, g.steps) for outcome in outcomes),
         "computed": statistics.fmean(outcome.computed for outcome in outcomes),
         "computed_least": min(outcome.computed for outcome in outcomes),
         "computed_most": max(outcome.computed for outcome in outcomes),

@@ -530,6 +530,12 @@ def test_rows_are_paired_with_as_many_steps_as_each_pair_computed(csv: Path) -> 
     assert rows["idle"]["skipping"] == "0" and rows["idle"]["psnr_over_fewer"] == "0"
 
 
+@pytest.mark.parametrize(("sampler", "computed", "skips"), [("heun", 55, 0), ("heun", 54, 1), ("euler", 28, 0)])
+def test_a_full_run_skips_nothing_whatever_the_sampler(sampler: str, computed: int, skips: int) -> None:
+    group = quality.group(28, 3.0, 1, [Arm("a", "a")], sampler)
+    assert quality.row(group, group.arms[0], lambda *_: outcome(computed, 30.0))["skipping"] == skips
+
+
 def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None:
     rows = tables.read_csv(csv)
     text = quality_report.report(rows, "somewhere")

@@ -78,6 +78,11 @@ def test_the_page_has_every_group_and_part() -> None:
     assert f"| {presets.AUTO}, placement alone | 30.0 | 30.0 |" in page
 
 
+def test_budgets_of_a_sampler_that_evaluates_twice_are_of_its_evaluations() -> None:
+    heun = {**row(presets.AUTO, 15, 32.0, 2.5), "sampler": "heun"}
+    assert "| 15 of 55 | 1.87x | 32.0 | 29.5 |  |" in auto.budget_table([heun])
+
+
 def skipped(said: float | None, error: float, count: int = 10) -> dict[str, str]:
     return {
         "cfg": "1.0", "computed": str(count), "seed": "1", "step": "3", "estimate": "" if said is None else str(said),
