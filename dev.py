@@ -46,7 +46,7 @@ VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ign
 ENVIRONMENT_HELP = """\
 environment variables:
   COMFYUI_PATH           use this ComfyUI folder; nothing is installed into it
-  COMFYUI_CARRIED        for bench, without a network: the file that carry wrote; this Python needs torch
+  COMFYUI_CARRIED        for bench, without a network: the file that carry wrote; this Python needs torch and its kin
   COMFYUI_PYTHON         its Python (default: its venv, .venv or python_embeded, else this Python)
   SPECTRALCACHE_CACHE    where our own ComfyUI and its packages are kept, several GB
   SPECTRALCACHE_COMFYUI  which version that is, the first by default: {}"""

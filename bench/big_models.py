@@ -142,7 +142,7 @@ def reduced(
         config |= {"hidden_size": hidden, "num_heads": hidden // HEAD}
     latent = size.latent if side is None else (*size.latent[:-2], side, side)
     made = replace(size, config=config, latent=latent)
-    return made if config == size.config else replace(made, name=_reduced_name(made))
+    return made if made == size else replace(made, name=_reduced_name(made))
 
 
 def full(size: Size) -> Size:

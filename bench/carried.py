@@ -95,9 +95,10 @@ def missing(manifest: Mapping[str, Any], found: Mapping[str, Any], python: Path,
     absent = [name for name in manifest["there"] if name not in having]
     torches = [name for name in absent if name in TORCH]
     if torches:
-        raise SetupError(
-            f"{python} has no {', '.join(torches)}, never carried; run dev.py with a Python that has torch."
-        )
+        kin = [name for name in torches if name != "torch"]
+        instead = f", or {AGAIN} --stand-in {' '.join(kin)}" if kin == torches else ""
+        named = ", ".join(torches)
+        raise SetupError(f"{python} has no {named}, never carried; run dev.py with a Python that has {named}{instead}.")
     if found["python"] != manifest["python"]:
         raise SetupError(
             f"{file.name} was made for Python {manifest['python']} and {python} is Python {found['python']}; set "

@@ -164,14 +164,15 @@ def choose(
     loaded = {name for name, package in packages.items() if package["loaded"]}
     asked = loaded.intersection(requirements)
     besides = loaded - closure(packages, asked)
-    there, stand_ins = {*TORCH, *map(normalised, without)}, set(map(normalised, replaced))
+    stand_ins = set(map(normalised, replaced))
+    there = {*TORCH, *map(normalised, without)} - stand_ins
     needed = closure(packages, asked | besides, stop=there | stand_ins)
     if stand_ins - needed:
         raise SetupError(
             f"--stand-in names {', '.join(sorted(stand_ins - needed))}, which would not be carried; name only packages "
             f"that would ({', '.join(sorted(needed - there - stand_ins))})."
         )
-    first = [name for name in TORCH if name in needed]
+    first = [name for name in TORCH if name in needed & there]
     return Choice(
         wheels=tuple(sorted(needed - there - stand_ins)),
         stand_ins=tuple(sorted(stand_ins)),

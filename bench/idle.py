@@ -7,8 +7,10 @@ model itself, so what it differs by is what the clock cannot tell apart.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,8 +48,10 @@ def middling(size: Size, device: str) -> Size:
     return reduced(size, double, single) if size.singles else reduced(size, double + single)
 
 
-def measure(lab: Lab, size: Size, rounds: int, cfg: float, say: Callable[[str], None]) -> Idle:
-    """Both measurements, `rounds` rounds each. `size` is what the bench is about."""
+def measure(lab: Lab, size: Size, rounds: int, cfg: float, say: Callable[[str], None], until: float = math.inf) -> Idle:
+    """Both measurements, `rounds` rounds each, fewer where the first would last beyond `until` of `time.monotonic`.
+    `size` is what the bench is about.
+    """
     idle = Idle(middling(size, lab.device), shares={NEVER: [], CLONE: []})
     say(f"The idle node: {rounds} rounds")
     evaluations = []
@@ -55,6 +59,8 @@ def measure(lab: Lab, size: Size, rounds: int, cfg: float, say: Callable[[str], 
         for name, shares in idle.shares.items():
             shares.append(runs[name].total / runs[NONE].total - 1)
         evaluations += runs[NONE].seconds[1:]
+        if time.monotonic() > until:
+            break
     idle.evaluation = statistics.median(evaluations)
     for runs in _rounds(lab, SMALLEST, (NONE, NEVER), rounds, cfg):
         idle.own.append((runs[NEVER].total - runs[NONE].total) / STEPS)

@@ -4,20 +4,22 @@ ComfyUI and the pack both have a `nodes`, ComfyUI and this folder a `server`: ne
 may stay on `sys.path`. `cache_core` is imported once and shared with the pack, so that a method made here is the one
 that runs there.
 
-Time is processor time on the CPU (one thread, so it is what the run costs, whatever else the machine does), and the
-wall clock around a synchronised device elsewhere.
+Time is processor time on the CPU (one thread, so it is what the run costs, whatever else the machine does). On a GPU a
+run is the wall clock between two moments at which the device had nothing left to do, and its evaluations are parted by
+the device's own events, so that measuring makes nobody wait who would not wait without it.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import pkgutil
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,22 +106,38 @@ class Sampled:
 
 @dataclass(slots=True)
 class Ticker:
-    """The sampler's callback: when each evaluation ended, and whether a block had run in it."""
+    """The sampler's callback: when each evaluation ended, and whether a block had run in it. Begins when it is made."""
 
-    clock: Callable[[], float]
+    device: str
     ran: bool = False
-    seconds: list[float] = field(default_factory=list)
+    marks: list[Any] = field(default_factory=list)
     computed: list[bool] = field(default_factory=list)
-    last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._mark()
 
     def block(self, *_: Any) -> None:
         self.ran = True
 
     def tick(self, *_: Any) -> None:
-        now = self.clock()
-        self.seconds.append(now - self.last)
+        self._mark()
         self.computed.append(self.ran)
-        self.last, self.ran = now, False
+        self.ran = False
+
+    def _mark(self) -> None:
+        if self.device == "cpu":
+            self.marks.append(time.process_time())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """One an evaluation; of a run that the device has finished."""
+        pairs = itertools.pairwise(self.marks)
+        if self.device == "cpu":
+            return [after - before for before, after in pairs]
+        return [before.elapsed_time(after) / 1000 for before, after in pairs]
 
 
 class Lab:
@@ -168,12 +186,11 @@ class Lab:
         sampler: str = "euler",
     ) -> Sampled:
         """One run with the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
-        ticker = Ticker(self.clock)
         first_block = model.model.diffusion_model.double_blocks[0] if self._flux(model) else _first_block(model)
-        handle = first_block.register_forward_hook(ticker.block)
         before = self.pack.RUNS.newest(lambda _: True)
         wall, started = time.perf_counter(), self.clock()
-        ticker.last = started
+        ticker = Ticker(self.device)
+        handle = first_block.register_forward_hook(ticker.block)
         try:
             latent = self.comfy.sample.sample(
                 model, noise, steps, cfg, sampler, "simple", positive, negative, torch.zeros_like(noise),
@@ -184,7 +201,7 @@ class Lab:
         total = self.clock() - started
         trace = self.pack.RUNS.newest(lambda _: True)
         own = trace if trace is not before else None
-        return Sampled(latent, ticker.seconds, total, time.perf_counter() - wall, ticker.computed, own)
+        return Sampled(latent, ticker.seconds(), total, time.perf_counter() - wall, ticker.computed, own)
 
     @staticmethod
     def _flux(model: Any) -> bool:

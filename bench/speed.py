@@ -207,7 +207,9 @@ def order(names: Sequence[str], turn: int, group: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. until: no round is begun that would end after this moment of `time.monotonic`."""
+    """How much to measure. until: no round but the first is begun that would end after this moment of
+    `time.monotonic`; a quarter of the time until then goes to the idle node.
+    """
 
     steps: tuple[int, ...]
     rounds: int
@@ -218,7 +220,8 @@ class Plan:
 
 def measure(lab: Lab, size: Size, plan: Plan, say: Callable[[str], None]) -> Speeds:
     """Everything, on one model."""
-    result = Speeds(size, lab.device, idle.measure(lab, size, plan.idle_rounds, plan.cfg, say), [])
+    quarter = time.monotonic() + (plan.until - time.monotonic()) / 4
+    result = Speeds(size, lab.device, idle.measure(lab, size, plan.idle_rounds, plan.cfg, say, quarter), [])
     say(f"Building {size.name} ({size.tokens} image tokens)")
     model = build(size, lab.device)
     models = {name: model if method is None else lab.attach(model, method) for name, method in arms().items()}
@@ -242,11 +245,10 @@ def measure(lab: Lab, size: Size, plan: Plan, say: Callable[[str], None]) -> Spe
         for measured in result.runs:
             made = order(names, index, GROUP[lab.device])
             measured.rounds.append(Round(tuple((name, sample(models[name], measured.steps)) for name in made)))
+            _require(measured)
             say(f"round {index + 1} of {plan.rounds}, {progress(measured)}")
         if 2 * time.monotonic() - begun > plan.until:
             break
-    for measured in result.runs:
-        _require(measured)
     return result
 
 

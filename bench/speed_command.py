@@ -33,10 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--double", type=int, help=f"double blocks (default: {DOUBLE}; flux1 19, qwen-image 60)")
     parser.add_argument("--single", type=int, help=f"single blocks (default: {SINGLE}; flux1 38; qwen-image has none)")
     parser.add_argument("--side", type=int, help=f"the latent's height and width (default: {SIDE}; real models 128)")
-    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="default: 10; on cuda 28 50")
-    parser.add_argument("--rounds", type=int, help="default: 9; on cuda 5")
-    parser.add_argument("--minutes", type=float, help="begin no round that would end later (default: none; on cuda 8)")
-    parser.add_argument("--idle-rounds", type=int, help=f"of the idle node (default: {IDLE_ROUNDS} times --rounds)")
+    parser.add_argument("--steps", type=positive, nargs="+", metavar="N", help="default: 10; on cuda 28 50")
+    parser.add_argument("--rounds", type=positive, help="default: 9; on cuda 5")
+    parser.add_argument(
+        "--minutes", type=float, help="begin no second round that would end later (default: 0, no limit; on cuda 8)"
+    )
+    parser.add_argument(
+        "--idle-rounds", type=positive, help=f"of the idle node (default: {IDLE_ROUNDS} times --rounds)"
+    )
     parser.add_argument("--cfg", type=float, default=1.0, help="above 1: two lanes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR", help="default: docs/")
@@ -64,12 +68,34 @@ def size_of(options: argparse.Namespace) -> Size:
     return size
 
 
+def require_gpu(size: Size) -> None:
+    """Raises `ValueError` with the way out where no GPU can hold the model."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU here; leave out --device cuda, or use a Python whose torch sees one")
+    free, _ = torch.cuda.mem_get_info()
+    if size.gigabytes > free / 1e9:
+        raise ValueError(
+            f"the model has {size.gigabytes:.0f} GB of weights and the GPU {free / 1e9:.0f} GB free; pass fewer blocks "
+            "with --double and --single"
+        )
+
+
+def positive(text: str) -> int:
+    """A count from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
 def file_name(options: argparse.Namespace, size: Size) -> str:
-    """Of table and page: a reduced model's never look like the real one's."""
+    """Of table and page: neither a reduced model's nor a GPU's may look like another's."""
     from bench.big_models import REAL
 
     if options.model == MODERATE:
-        return "speed"
+        return "speed" if options.device == "cpu" else "speed-moderate-cuda"
     return f"speed-{options.model}" if size == REAL[options.model] else f"speed-{options.model}-reduced"
 
 
@@ -83,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     try:
         size = size_of(options)
+        if options.device == "cuda":
+            require_gpu(size)
     except ValueError as error:
         say(f"bench speed: {error}")
         return 1
@@ -90,12 +118,13 @@ def run(options: argparse.Namespace) -> int:
         say("Processor time counts every thread, so seconds of several threads are their sum.")
     steps, rounds, minutes = DEFAULTS[options.device]
     rounds = options.rounds or rounds
-    minutes = options.minutes or minutes
+    minutes = minutes if options.minutes is None else options.minutes
     until = begun + 60 * minutes if minutes else float("inf")
     idle_rounds = options.idle_rounds or IDLE_ROUNDS * rounds
     plan = Plan(tuple(options.steps or steps), rounds, idle_rounds, options.cfg, until)
     with torch.inference_mode():
         lab = Lab(options.device, options.threads)
+        about = lab.about()  # before the measurement, which it could otherwise lose
         speeds = measure(lab, size, plan, say)
     tables = sections(speeds)
     for table in tables:
@@ -104,6 +133,6 @@ def run(options: argparse.Namespace) -> int:
     name = file_name(options, size)
     write_csv(options.out / f"{name}.csv", [line.record(table.steps) for table in tables for line in table.lines])
     path = options.out / f"{name}.md"
-    path.write_text(report(speeds, tables, lab.about(), command_line()), encoding="utf-8")
+    path.write_text(report(speeds, tables, about, command_line()), encoding="utf-8")
     print(f"{path}")
     return 0

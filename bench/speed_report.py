@@ -34,6 +34,8 @@ METHODS = ("auto", "spectralcache", "freqca")
 """Whose code the figures depend on."""
 MOST_SKIP, MOST_IDLE = 1.0, 0.5
 """Asked of a skipped evaluation and of an idle node: percent of a computed evaluation, of a run."""
+ENOUGH = 6
+"""Rounds from which the least and the most of them hold the median in 95 cases of 100."""
 MEMORY_SLACK = 1e-3
 """Some sums of eight bytes beside the features."""
 
@@ -42,7 +44,8 @@ MEMORY_SLACK = 1e-3
 class Figure:
     """One line: `target` is the most allowed, or the least where `at_least`; None: only told.
 
-    `null` is the value that would mean no effect, where there is one: an interval that holds it says so.
+    `null` is the value that would mean no effect, where there is one: an interval that holds it says so. `rounds`: how
+    many the interval is made of, where it is made of rounds: below ENOUGH it is too narrow to judge by.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Figure:
     target: float | None = None
     at_least: bool = False
     null: float | None = None
+    rounds: int | None = None
 
     def verdict(self) -> str:
         """met, missed or undecided, by the interval; and whether the interval holds no effect at all."""
@@ -59,7 +63,8 @@ class Figure:
         if self.target is not None:
             above, below = low >= self.target, high <= self.target
             met, missed = (above, below) if self.at_least else (below, above)
-            words.append("met" if met else "missed" if missed else "undecided")
+            few = self.rounds is not None and self.rounds < ENOUGH
+            words.append("undecided" if few else "met" if met else "missed" if missed else "undecided")
         if self.null is not None and low <= self.null <= high:
             words.append(f"interval holds {self.null:g}")
         return ", ".join(words)
@@ -112,6 +117,7 @@ def sections(speeds: Speeds) -> list[Section]:
 
 def figures(measured: Measured) -> list[Figure]:
     """What the rounds of one number of steps say."""
+    rounds = len(measured.rounds)
     lines = [Figure("computed evaluation, no node", seconds(measured.evaluations(NONE, True)), "s")]
     for arm in FLOORS:
         lines.append(Figure(f"evaluation {arm}", seconds(measured.evaluations(arm, False)), "s"))
@@ -121,7 +127,7 @@ def figures(measured: Measured) -> list[Figure]:
         lines.append(Figure(f"{arm}, in computed", over_rounds(measured, skip_share, arm, 100), "%"))
     for arm in SKIPS:
         share = over_rounds(measured, skip_share, arm, 100)
-        lines.append(Figure(f"skipped in computed, {arm}", share, "%", MOST_SKIP))
+        lines.append(Figure(f"skipped in computed, {arm}", share, "%", MOST_SKIP, rounds=rounds))
     for arm in SKIPS:
         lines.append(Figure(f"of it ours, {arm}", over_rounds(measured, own_share, arm, 100), "%", null=0))
     cost = over_rounds(measured, overhead, REFUSING, 100)
@@ -129,7 +135,8 @@ def figures(measured: Measured) -> list[Figure]:
     for arm in (AUTO, SKIPPING, FREQCA, FREQCA_FFT):
         lines.append(Figure(f"speed-up, {arm}", over_rounds(measured, speedup, arm), "x"))
         quotient = over_rounds(measured, over_expected, arm)
-        lines.append(Figure(f"speed-up over T/(C + s·S), {arm}", quotient, "x", 0.98, at_least=True, null=1))
+        name = f"speed-up over T/(C + s·S), {arm}"
+        lines.append(Figure(name, quotient, "x", 0.98, at_least=True, null=1, rounds=rounds))
     return lines
 
 
@@ -243,7 +250,9 @@ def idle_words(measured: Idle) -> str:
 
 def waits_words(speeds: Speeds) -> str:
     """How waits were counted, and where they are."""
-    how = "as torch reports them" if speeds.device == "cuda" else "calls that copy to the host, counted on the CPU"
+    how = "calls that copy to the host, counted on the CPU"
+    if speeds.device == "cuda":
+        how = "reads and copies, as torch reports them"
     told = []
     for arm, waits in speeds.waits.items():
         places = ", ".join(f"{place} {count}x" for place, count in sorted(waits.places.items()))
@@ -284,7 +293,7 @@ def summary(tables: Sequence[Section], speeds: Speeds) -> str:
     if unseen:
         sentences.append(f"Not told apart from nothing (the interval holds 0): {'; '.join(unseen)}.")
     apart = statistics.median(each.spread for measured in speeds.runs for each in measured.rounds)
-    clock = "seconds around a synchronised device"
+    clock = "seconds of a device that had nothing left to do before and behind each run"
     if speeds.device == "cpu":
         clock = f"processor seconds; other programs had {busy(speeds.runs):.0%} of the wall clock"
     sentences.append(

@@ -1,7 +1,8 @@
 """Where the pack's own lines wait for the device, counted in one run, evaluation by evaluation.
 
-On a GPU torch itself reports every call that waits (`torch.cuda.set_sync_debug_mode`), copies of pageable memory to the
-device included. On the CPU nothing waits: there the calls are counted that would copy a result to the host on a GPU.
+On a GPU torch itself reports reads and copies that wait (`torch.cuda.set_sync_debug_mode`), copies of pageable memory
+to the device included. On the CPU nothing waits: there the calls are counted that would copy a result to the host on a
+GPU. The trace's timing events, which are read once the last step is done, are in neither count.
 """
 
 from __future__ import annotations

@@ -82,6 +82,13 @@ def test_what_is_there_brings_its_own():
     assert choice.there == ("torch", "model-hub") and choice.stand_ins == ("video",)
 
 
+def test_torchs_kin_can_be_stood_in_for():
+    packages = {**PACKAGES, "torchaudio": {"version": "1", "modules": ["torchaudio"], "needs": {}, "loaded": True}}
+    assert carry.choose(packages, {*ASKED, "torchaudio"}, (), ()).there == ("torch", "torchaudio")
+    choice = carry.choose(packages, {*ASKED, "torchaudio"}, (), ("torchaudio",))
+    assert choice.there == ("torch",) and choice.stand_ins == ("torchaudio",) and "torchaudio" not in choice.wheels
+
+
 @pytest.mark.parametrize("name", ["server", "misspelt"])
 def test_a_stand_in_for_what_is_not_carried_is_refused(name):
     with pytest.raises(SetupError) as error:
@@ -281,6 +288,14 @@ def test_wheels_of_another_system_leave_nothing_behind(packed, monkeypatch):
         assert "is not a supported wheel on this platform" in str(error.value) and "--platform" in str(error.value)
     (unpacked,) = (provision.cache_folder() / "carried").iterdir()
     assert (unpacked / "manifest.json").exists()
+
+
+def test_what_may_be_stood_in_for_is_named_beside_what_is_missing(tmp_path):
+    manifest = {"there": ["torch", "torchaudio"], "python": THIS, "wheels": {}, "stand_ins": {}}
+    found = {"python": THIS, "packages": [], "torch": True}
+    with pytest.raises(SetupError) as error:
+        carried.missing(manifest, found, Path(sys.executable), tmp_path / "carried.tar.xz")
+    assert "has no torchaudio" in str(error.value) and "--stand-in torchaudio" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench import (
     chart,
     fill,
     idle,
+    lab,
     predictor_parts,
     predictors,
     predictors_report,
@@ -101,6 +103,8 @@ def test_targets_are_judged_by_the_interval_and_no_effect_is_called_one() -> Non
     assert [verdict(2.1, 3, at_least=True), verdict(1, 1.9, at_least=True)] == ["met", "missed"]
     assert verdict(-1, 1, null=0) == "met, interval holds 0" and verdict(0.1, 1, null=0) == "met"
     assert verdict(-1, 3, null=0) == "undecided, interval holds 0"
+    for rounds, word in ((1, "undecided"), (5, "undecided"), (6, "met"), (None, "met")):
+        assert Figure("x", speed_report.Interval(1, 1, 1), "%", 2.0, rounds=rounds).verdict() == word
     assert Figure("x", speed_report.Interval(0, -1, 1), "%", null=0).verdict() == "interval holds 0"
 
 
@@ -221,7 +225,7 @@ def test_a_part_of_a_real_model_is_never_taken_for_it(changed: tuple[str, str]) 
     asked = options("--model", "flux1", "--device", "cuda", *changed)
     size = speed_command.size_of(asked)
     assert size != big_models.REAL["flux1"] and speed_command.file_name(asked, size) == "speed-flux1-reduced"
-    assert ("real dimensions" in size.name) == (changed[0] == "--side")
+    assert "real dimensions" not in size.name
     assert (size.doubles, size.singles) == (1 if "--double" in changed else 19, 2 if "--single" in changed else 38)
     assert size.config["num_heads"] * 128 == size.hidden == (1536 if "--hidden" in changed else 3072)
 
@@ -239,6 +243,54 @@ def test_a_part_of_a_real_model_is_never_taken_for_it(changed: tuple[str, str]) 
 def test_what_cannot_be_run_is_refused_with_the_way_out(arguments: str, way_out: str) -> None:
     with pytest.raises(ValueError, match=way_out):
         speed_command.size_of(options(*arguments.split()))
+
+
+@pytest.mark.parametrize(("free", "said"), [(None, "torch sees no GPU here; leave out"), (12e9, "24 GB.*12 GB free")])
+def test_a_gpu_that_cannot_do_it_is_refused_before_anything_is_built(
+    free: float | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: free is not None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+    assert speed_command.run(options("--model", "flux1", "--device", "cuda")) == 1
+    assert re.search(f"bench speed: .*{said}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["--rounds", "--steps", "--idle-rounds"])
+def test_a_count_below_one_is_refused(name: str) -> None:
+    with pytest.raises(SystemExit):
+        options(name, "0")
+
+
+def test_a_gpu_s_page_of_the_moderate_model_is_not_the_cpu_s() -> None:
+    names = [speed_command.file_name(asked, speed_command.size_of(asked))
+             for asked in (options("--device", device) for device in ("cpu", "cuda"))]  # fmt: skip
+    assert names == ["speed", "speed-moderate-cuda"]
+
+
+class FakeEvent:
+    """torch.cuda.Event on a device that takes 2 s between two of them."""
+
+    made = 0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        FakeEvent.made += 1
+        self.at = 2000.0 * FakeEvent.made
+
+    def elapsed_time(self, other: Any) -> float:
+        return other.at - self.at
+
+
+def test_a_gpus_evaluations_are_timed_by_its_own_events_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("waited"))
+    ticker = lab.Ticker("cuda")
+    ticker.block()
+    ticker.tick()
+    ticker.tick()
+    assert ticker.seconds() == [2.0, 2.0] and ticker.computed == [True, False]
 
 
 def test_on_a_gpu_the_idle_node_is_timed_on_a_piece_of_the_model() -> None:

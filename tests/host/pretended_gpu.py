@@ -1,8 +1,9 @@
 """A GPU that is not there: tensors that say they are on cuda:0 while their values are computed on the CPU.
 
 What a CPU cannot show by itself shows on it: an operation on tensors of two devices fails as it would on a GPU, and
-whatever would make the host wait for the GPU is counted, with the line of Python that asked for it. The values are the
-CPU's to the bit. It says nothing about speed, nor about what real kernels compute.
+copies between host and GPU and the operations in DATA_DEPENDENT, which make the host wait for the GPU, are counted with
+the line of Python that asked for them. The values are the CPU's to the bit. It says nothing about speed, nor about what
+real kernels compute.
 
 Works by torch's dispatch: a `OnGpu` wraps a CPU tensor, and a mode sees every operation, factories included.
 """
@@ -25,9 +26,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 COPIES = ("aten::_to_copy", "aten::copy_")
-ANY_DEVICE = ("aten::index", "aten::index_put_", *COPIES)
-"""Operations that take tensors of two devices."""
-DATA_DEPENDENT = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
+INDEXING = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")
+"""Their indices may lie on the CPU while the tensor is on the GPU, and are copied there; not the other way round."""
+DATA_DEPENDENT = (
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
+    "aten::equal", "aten::repeat_interleave", "aten::bincount", "aten::_linalg_solve_ex", "aten::_linalg_check_errors",
+)  # fmt: skip
 """Operations whose result the host has to know."""
 TORCH = str(Path(torch.__file__).parent)
 Place = tuple[Path, int]
@@ -105,12 +109,12 @@ class Gpu(TorchDispatchMode):
         to_gpu = named.type == "cuda" if named is not None else bool(ours)
         if name == "aten::copy_":
             to_gpu = isinstance(args[0], OnGpu)
-        if ours and name not in ANY_DEVICE:
-            strange = [other for other in others if other.dim() > 0]
-            if strange:
-                raise RuntimeError(f"{func}: a tensor on cuda:0 meets {tuple(strange[0].shape)} on the CPU")
-        crosses = name in COPIES and bool(others if to_gpu else ours)
-        by_mask = name.startswith("aten::index") and any(leaf.dtype == torch.bool for leaf in ours)
+        on_gpu = args and isinstance(args[0], OnGpu)
+        strange = [other for other in others if other.dim() > 0]
+        if ours and strange and name not in COPIES and not (name in INDEXING and on_gpu):
+            raise RuntimeError(f"{func}: a tensor on cuda:0 meets {tuple(strange[0].shape)} on the CPU")
+        crosses = bool(name in COPIES and (others if to_gpu else ours)) or bool(name in INDEXING and strange)
+        by_mask = name in INDEXING and any(leaf.dtype == torch.bool for leaf in ours)
         if crosses or by_mask or (ours and name in DATA_DEPENDENT):
             self.wait()
         if to_gpu and not func.is_view:

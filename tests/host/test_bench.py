@@ -176,7 +176,7 @@ def test_speed_times_every_arm(folder: Path) -> None:
         for arm in ("SpectralCache", "SpectralCache Auto", "FreqCa, DCT", "FreqCa, FFT", "FreqCa, no transform"):
             assert value(rows[steps, f"skipped evaluation, {arm}"]) > 0
             row = rows[steps, f"skipped in computed, {arm}"]
-            assert row["target"] == "1" and row["verdict"] in ("met", "missed")
+            assert row["target"] == "1" and row["verdict"] == "undecided"  # one round judges nothing
     assert rows["", "run with gate never over no node"]["target"] == "0.5"
     idle = rows["", "gate never, own time an evaluation"]
     assert idle["unit"] == "ms" and abs(value(idle)) < 50

@@ -131,3 +131,31 @@ def test_qwen_image(host: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> No
     trace = watched.run(name, lambda model: qwen.sample(model, cfg=3.0))
     assert watched.waits["session.py"] == len(trace["evaluations"])
     assert watched.waits["host.py"] == 1
+
+
+def test_the_pretended_gpu_refuses_and_counts_what_a_real_one_would(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with host.pretended.moved(host.model, monkeypatch) as gpu:
+        here, there = torch.arange(4.0), torch.arange(4.0, device="cuda")
+        index = torch.tensor([0, 2])
+        for mixed in (lambda: here + there, lambda: torch.cat([here, there]), lambda: here[index.to("cuda")]):
+            with pytest.raises(RuntimeError, match="a tensor on cuda:0 meets"):
+                mixed()
+        reads = (
+            lambda: there.sum().item(),
+            there.tolist,
+            lambda: bool(there.any()),
+            there.cpu,
+            lambda: here.to("cuda"),
+            lambda: torch.tensor([1.0, 2.0], device="cuda"),
+            lambda: there[index],
+            lambda: there[there > 1],
+            there.nonzero,
+            lambda: torch.repeat_interleave(there.long()),
+        )
+        for read in reads:
+            before = gpu.waits.total()
+            read()
+            assert gpu.waits.total() > before
+        before = gpu.waits.total()
+        silent = (there * 2.0 + there.mean())[1:].float() @ torch.full((3,), 0.5, device="cuda")
+        assert gpu.waits.total() == before and silent.device.type == "cuda"
