@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
 
 
-def add_quick(parser: argparse.ArgumentParser) -> None:
+def add_quick(parser: argparse.ArgumentParser, pairs: str = "one pair") -> None:
     """The option of a grid that can be cut short."""
-    parser.add_argument("--quick", action="store_true", help="one pair and a few rows, to see that it works")
+    parser.add_argument("--quick", action="store_true", help=f"{pairs} and a few rows, to see that it works")
 
 
 def quick_folder(options: argparse.Namespace) -> Path | None:

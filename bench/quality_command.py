@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from bench import fill
 from bench.provision import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="four pairs and a few rows, to see that it works")
+    fill.add_quick(parser, "four pairs")
     parser.add_argument("--steps", type=int, default=28, help="of --quick (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="every row at every number of steps and guidance: hours")
     fill.add_arguments(parser)
@@ -28,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     except MissingPresets as error:
         say(f"bench quality: {error}")
         return 1
-    folder = Path("out/bench") if options.quick else None
+    folder = fill.quick_folder(options)
     return fill.carry_out(
         options, "quality", groups, report, folder, also=lambda rows, out: draw(rows, out / "quality.png")
     )

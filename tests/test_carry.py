@@ -17,6 +17,7 @@ import pytest
 import dev
 from bench import carried, carry, carry_probe, provision, setup_host, speed_command
 from bench.provision import SetupError
+from tests.command_line import refusal, seal
 
 THIS = "{}.{}".format(*sys.version_info)
 TARGET = carry.Target(THIS, "linux_x86_64")
@@ -47,23 +48,13 @@ ASKED = {"sampler", "server", "model-hub", "video", "absent", "torch"}
 @pytest.fixture(autouse=True)
 def sealed(tmp_path, monkeypatch):
     """No test sees this machine's settings or cache, and pip gets as far as files at most."""
-    for name in ("COMFYUI_CARRIED", "COMFYUI_PATH", "COMFYUI_PYTHON", "SPECTRALCACHE_COMFYUI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SPECTRALCACHE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(setup_host, "run_pip", lambda *_: pytest.fail("pip was started"))
+    seal(tmp_path, monkeypatch)
 
     def pip(python, arguments, *texts):
         assert {"--no-index", "--no-deps"} <= set(arguments)
         provision.run_pip(python, arguments, *texts)
 
     monkeypatch.setattr(carried, "run_pip", pip)
-
-
-def refusal(error):
-    """The message of a refusal, which is one sentence."""
-    message = str(error.value)
-    assert message.endswith(".") and "\n" not in message and ". " not in message
-    return message
 
 
 # --- which packages -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 import dev
 from bench import provision, server, setup_host
 from bench.provision import SetupError
+from tests.command_line import refusal, seal
 
 ROOT = Path(dev.__file__).parent
 HOST = setup_host.Host(Path("comfyui"), Path(sys.executable), ours=True)
@@ -31,17 +32,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="uses shell scripts and signa
 @pytest.fixture(autouse=True)
 def sealed(tmp_path, monkeypatch):
     """No test sees this machine's settings or cache, or gets as far as the network."""
-    for name in ("COMFYUI_CARRIED", "COMFYUI_PATH", "COMFYUI_PYTHON", "SPECTRALCACHE_COMFYUI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SPECTRALCACHE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(setup_host, "run_pip", lambda *_: pytest.fail("pip was started"))
-
-
-def refusal(error):
-    """The message of a refusal, which is one sentence."""
-    message = str(error.value)
-    assert message.endswith(".") and "\n" not in message and ". " not in message
-    return message
+    seal(tmp_path, monkeypatch)
 
 
 def script(path, text):
