@@ -113,7 +113,8 @@ class Gpu(TorchDispatchMode):
         strange = [other for other in others if other.dim() > 0]
         if ours and strange and name not in COPIES and not (name in INDEXING and on_gpu):
             raise RuntimeError(f"{func}: a tensor on cuda:0 meets {tuple(strange[0].shape)} on the CPU")
-        crosses = bool(name in COPIES and (others if to_gpu else ours)) or bool(name in INDEXING and strange)
+        copied_there = name in INDEXING and on_gpu and strange
+        crosses = bool(copied_there or (name in COPIES and (others if to_gpu else ours)))
         by_mask = name in INDEXING and any(leaf.dtype == torch.bool for leaf in ours)
         if crosses or by_mask or (ours and name in DATA_DEPENDENT):
             self.wait()

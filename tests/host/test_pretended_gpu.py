@@ -157,5 +157,6 @@ def test_the_pretended_gpu_refuses_and_counts_what_a_real_one_would(host: Any, m
             read()
             assert gpu.waits.total() > before
         before = gpu.waits.total()
+        assert here[index].device.type == "cpu" and here[here > 1].device.type == "cpu"
         silent = (there * 2.0 + there.mean())[1:].float() @ torch.full((3,), 0.5, device="cuda")
         assert gpu.waits.total() == before and silent.device.type == "cuda"
