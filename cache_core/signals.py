@@ -65,8 +65,3 @@ class ModulatedL1(Signal):
     def _width(self, values: Tensor) -> int:
         """Channels in the low band: floor(r·D), at least one and not all (none where there is only one channel)."""
         return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
-
-
-def modulated_l1(split: float = 0.5) -> ModulatedL1:
-    """TeaCache's signal with SpectralCache's two channel bands; see `ModulatedL1`."""
-    return ModulatedL1(split)

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .apply import SpectralCacheApply
 from .auto_apply import SpectralCacheAutoApply
 from .freqca_apply import SpectralCacheFreqCaApply
+from .spectralcache_apply import SpectralCacheApply
 from .stats import SpectralCacheStats
 
 

@@ -98,7 +98,7 @@ AUTO_COUNTS = (23, 20, 17, 14, 12, 10, 8, 7, 6, 5)
 def auto(count: int, total: int = 28) -> Arm:
     """Auto with a budget of so many computed steps of `total`."""
     return Arm(
-        AUTO, f"Auto {total / count:.2g}x", method="auto", params={"speedup": total / count},
+        AUTO, f"Auto {total / count:.2g}x", method="auto", params={"speedup": total / count, "quality": "Custom"},
         core=(count, total) == (10, 28), quick=count in (14, 8),
     )  # fmt: skip
 

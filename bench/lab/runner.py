@@ -79,8 +79,7 @@ class Runner:
         sampler = str(arm.params.get("sampler", EULER))
         full, picture = self._full(pair, steps, sampler)
         model, count, sigmas = self._set_up(arm, steps)
-        with self.studio.lab.site(arm.params.get("site")):
-            run = self.studio.make(model, pair, count, sigmas, sampler)
+        run = self.studio.make(model, pair, count, sigmas, sampler)
         if sampler not in TWICE:
             self._check(arm, run)
         self.made += 1

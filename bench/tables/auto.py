@@ -31,7 +31,7 @@ from bench.lab.presets import (
 from bench.lab.reading import Row, controls, over
 from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number
-from cache_core.predictors import hold
+from cache_core.predictors import Hold
 from cache_core.types import Method
 
 PAIRS, SIDE_PAIRS = 24, 6
@@ -65,9 +65,9 @@ def method_of(arm: Arm) -> Method:
         return named(arm)
     method = named(replace(arm, params={key: value for key, value in arm.params.items() if key != "part"}))
     if name in PARTS[:2]:
-        method = replace(method, correction=None)
+        method = replace(method, rules=tuple(replace(rule, correction=None) for rule in method.rules))
     if name == PARTS[1]:
-        method = replace(method, rules=tuple(replace(rule, predictor=hold()) for rule in method.rules))
+        method = replace(method, rules=tuple(replace(rule, predictor=Hold()) for rule in method.rules))
     return method
 
 

@@ -112,6 +112,16 @@ def _load_pack() -> ModuleType:
     return module
 
 
+def _load_package(name: str, folder: Path) -> Any:
+    """A package by path."""
+    places = [str(folder)]
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=places)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _load_file(path: Path) -> ModuleType:
     """A plain file by path, so that no folder of ours gets onto `sys.path`."""
     name = f"spectralcache_tests_{path.stem}"  # `server` is ComfyUI's own module
@@ -207,7 +217,7 @@ class Host:
 
     def lane(self, name: str) -> Any:
         """A lane key."""
-        return importlib.import_module(f"{PACK}.cache_core.session").LaneKey(name)
+        return importlib.import_module(f"{PACK}.cache_core.track").LaneKey(name)
 
     def weight_patches(self, suffix: str) -> dict[str, Any]:
         """A small random change of some weights, in the form in which LoRAs reach a ModelPatcher."""
@@ -250,8 +260,9 @@ class Host:
         return self.host.attach(model or self.model, self.core.methods()["freqca"](**params), None)
 
     def auto(self, model: Any = None, **params: Any) -> Any:
-        """A clone of `model` (the small FLUX) with SpectralCache Auto on it."""
-        return self.host.attach(model or self.model, self.core.methods()["auto"](**params), None)
+        """A clone of `model` (the small FLUX) with SpectralCache Auto on it, by the number unless a word is given."""
+        method = self.core.methods()["auto"](**{"quality": "Custom", **params})
+        return self.host.attach(model or self.model, method, None)
 
     def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
         """Random conditioning: b m d = 1 tokens 64."""
@@ -344,20 +355,23 @@ class Caching:
         return self.host.host.attach(model or self.host.model, self.host.core.methods()[self.method](**params), None)
 
 
-EAGER = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
-METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "SpectralCache": ("spectralcache", {"threshold": 1e-6}, EAGER, "trunk"),
-    "FreqCa": ("freqca", {"warmup_steps": 100}, {"interval": 3, "warmup_steps": 1}, "trunk"),
-    "Auto": ("auto", {"keep_first": 100}, {"speedup": 3.0}, "model"),
-    "Auto, trunk": ("auto", {"keep_first": 100, "site": "trunk"}, {"speedup": 3.0, "site": "trunk"}, "trunk"),
-}
-"""name: file, settings that skip nothing, settings that skip, site."""
+METHODS = _load_package("spectralcache_tests_core", ROOT / "cache_core").methods()
 
 
-@pytest.fixture(params=METHODS)
+def _cases() -> Iterator[Any]:
+    """Every method with the examples that its file declares, and every variant of it."""
+    for name, published in METHODS.items():
+        for variant in ({}, *published.variants):
+            refusing, skipping = ({**example, **variant} for example in (published.refusing, published.skipping))
+            site = published(**skipping).rules[0].places[0].kind
+            title = ", ".join([published.title, *(str(value) for value in variant.values())])
+            yield pytest.param((name, refusing, skipping, site), id=title)
+
+
+@pytest.fixture(params=_cases())
 def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
-    """Every method in turn, for what has to hold whatever the method is."""
-    return Caching(host, *METHODS[request.param])
+    """Every method of the pack in turn, for what has to hold whatever the method is."""
+    return Caching(host, *request.param)
 
 
 @pytest.fixture(scope="session")

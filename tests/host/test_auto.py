@@ -620,20 +620,20 @@ def trace_of(entry: dict[str, Any]) -> dict[str, Any]:
     return trace
 
 
-def test_the_contract_of_the_inputs(server: Any, graphs: Any) -> None:
+def test_the_contract_of_the_inputs(server: Any) -> None:
     info = server.object_info(NODE)
     inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
-    expected = ["model", "speedup", "quality", "tolerance", "keep_first", "keep_last", "bands", "site"]
+    expected = ["model", "speedup", "quality", "tolerance", "keep_first", "keep_last", "bands", "site", "computed"]
     assert list(inputs) == expected and info["output"] == ["MODEL"]
     assert info["display_name"] == "SpectralCache Auto"
     defaults = {name: spec[1]["default"] for name, spec in inputs.items() if name != "model"}
-    assert defaults == dict(graphs.AUTO_DEFAULTS)
-    assert [inputs["speedup"][1][key] for key in ("min", "max", "step")] == [1.0, 6.0, 0.1]
+    assert list(defaults.values()) == [2.0, "Balanced", 0.0, 1, 1, 3, "auto", 0]
+    assert [inputs["speedup"][1][key] for key in ("min", "max", "step")] == [1.0, 20.0, 0.1]
     assert (inputs["bands"][1]["min"], inputs["bands"][1]["max"]) == (1, 4)
     offered = {name: spec[1]["options"] for name, spec in inputs.items() if "options" in spec[1]}
     assert offered == {
         "quality": ["Custom", "Quality", "Balanced", "Fast", "Draft"],
-        "site": ["auto", "trunk", "model"],
+        "site": ["auto", "trunk", "model", "guided"],
     }
     assert [name for name, spec in inputs.items() if spec[1].get("advanced")] == expected[3:]
     assert {"auto", "easy"} <= set(info["search_aliases"])

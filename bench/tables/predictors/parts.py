@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bench.lab.presets import Arm, places
 from cache_core.coefficients import Calibration
-from cache_core.predictors import Linear, Newton, Weighted, bands, hermite, hold, linear, newton, taylor
+from cache_core.predictors import Hold, Linear, Newton, Weighted, bands, hermite, newton, taylor
 from cache_core.spectrum import low_pass
-from cache_core.types import TRUNK, Feature, Gate, Grid, Method, Predictor, Rule, Signal, Step, Verdict
+from cache_core.types import MODEL, TRUNK, Feature, Figures, Gate, Grid, Method, Predictor, Rule, Signal, Step, Verdict
 
 # where the computed evaluations are -----------------------------------------------------------------------------------
 
@@ -83,11 +83,16 @@ class Over(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return self.inner.needs_grid
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
-        usable = tuple(replace(entry, sigma=self.coordinate(entry.sigma)) for entry in history if entry.sigma < 1)
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
+        usable = tuple(replace(entry, at=self._at(entry.at)) for entry in history if entry.at.sigma < 1)
         if not usable:
             return history[-1].value
-        return self.inner.predict(usable, replace(now, sigma=self.coordinate(now.sigma)), grid)
+        return self.inner.predict(usable, self._at(now), grid)
+
+    def _at(self, step: Step) -> Step:
+        return replace(step, sigma=self.coordinate(step.sigma))
 
 
 # a global fit ---------------------------------------------------------------------------------------------------------
@@ -118,7 +123,7 @@ class Chebyshev(Weighted):
         return ALL
 
     def weights(self, history: Sequence[Feature], now: Step) -> list[float]:
-        phi = self._basis([entry.sigma for entry in history])
+        phi = self._basis([entry.at.sigma for entry in history])
         system = phi.T @ phi + self.ridge * torch.eye(self.degree + 1, dtype=phi.dtype)
         fitted = (self._basis([now.sigma]) @ torch.linalg.solve(system, phi.T))[0].tolist()
         local = Linear().weights(history, now)
@@ -158,13 +163,15 @@ class BackTested(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return bool(self.edges)
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         newest = history[-1]
         if len(history) < 2 or (grid is None and self.edges):
             return newest.value
         before = history[-2]
         change = newest.value.float() - before.value.float()
-        ahead = (now.sigma - newest.sigma) / (newest.sigma - before.sigma)
+        ahead = (now.sigma - newest.at.sigma) / (newest.at.sigma - before.at.sigma)
         tested = [self._gains(history[i : i + 3], grid) for i in range(len(history) - 2)]
         parts = split(change, grid, self.edges)
         gains = [sum(g) / len(g) for g in zip(*tested, strict=True)] if tested else [FIRST_GAIN] * len(parts)
@@ -173,7 +180,7 @@ class BackTested(Predictor):
 
     def _gains(self, three: Sequence[Feature], grid: Grid | None) -> list[float | Tensor]:
         oldest, before, newest = three
-        ratio = (newest.sigma - before.sigma) / (before.sigma - oldest.sigma)
+        ratio = (newest.at.sigma - before.at.sigma) / (before.at.sigma - oldest.at.sigma)
         said = split((before.value.float() - oldest.value.float()) * ratio, grid, self.edges)
         came = split(newest.value.float() - before.value.float(), grid, self.edges)
         return [gain(y, p) for y, p in zip(came, said, strict=True)]
@@ -198,11 +205,11 @@ def split(values: Tensor, grid: Grid | None, edges: Sequence[float]) -> list[Ten
 DAMPINGS = (0.5, 0.75, 1.0)
 
 PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
-    "hold": hold,
-    **{f"linear in sigma × {d:g}": (lambda d=d: linear(d)) for d in DAMPINGS},  # type: ignore[misc]
-    **{f"linear in step × {d:g}": (lambda d=d: linear(d, "step")) for d in DAMPINGS},  # type: ignore[misc]
-    **{f"linear in log-SNR × {d:g}": (lambda d=d: Over(log_snr, linear(d))) for d in DAMPINGS},  # type: ignore[misc]
-    "linear in sigma, first step dropped": lambda: Over(itself, linear(1.0)),
+    "hold": Hold,
+    **{f"linear in sigma × {d:g}": (lambda d=d: Linear(d)) for d in DAMPINGS},  # type: ignore[misc]
+    **{f"linear in step × {d:g}": (lambda d=d: Linear(d, "step")) for d in DAMPINGS},  # type: ignore[misc]
+    **{f"linear in log-SNR × {d:g}": (lambda d=d: Over(log_snr, Linear(d))) for d in DAMPINGS},  # type: ignore[misc]
+    "linear in sigma, first step dropped": lambda: Over(itself, Linear(1.0)),
     "Newton 2 in sigma": lambda: newton(2),
     "Newton 2 in sigma, first step dropped": lambda: Over(itself, newton(2)),
     "Newton 2 in log-SNR": lambda: Over(log_snr, newton(2)),
@@ -212,7 +219,7 @@ PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
     **{f"Chebyshev {n}": (lambda n=n: Chebyshev(n)) for n in (2, 3, 4)},  # type: ignore[misc]
     **{f"Chebyshev {n}, λ 0.001": (lambda n=n: Chebyshev(n, 1e-3)) for n in (2, 3, 4)},  # type: ignore[misc]
     "Chebyshev 4, half linear": lambda: Chebyshev(4, share=0.5),
-    "FreqCa's bands": lambda: bands(hold(), hermite(2), "dct", 0.1),
+    "FreqCa's bands": lambda: bands(Hold(), hermite(2), "dct", 0.1),
     "back-tested, 1 band": lambda: BackTested(()),
     "back-tested, 3 bands": BackTested,
     "back-tested, 3 bands, averaged": lambda: BackTested(averaged=True),
@@ -226,6 +233,7 @@ def method_of(wanted: Arm) -> Method:
     params = wanted.params
     steps = int(params.get("steps", STEPS))
     gate = At(frozenset(anchors(str(params["placement"]), int(params["count"]), steps)))
-    rule = Rule(TRUNK, Signal(), gate, PREDICTORS[str(params["predictor"])]())
-    feature = "absolute" if params["feature"] == "absolute" else "residual"
-    return Method(wanted.family, (rule,), feature, {**params})  # type: ignore[arg-type]
+    places = (MODEL,) if params.get("site") == "model" else (TRUNK, MODEL)
+    stored = "absolute" if params["feature"] == "absolute" else "residual"
+    rule = Rule(places, Signal(), gate, PREDICTORS[str(params["predictor"])](), stored)  # type: ignore[arg-type]
+    return Method(wanted.family, (rule,), {**params})
