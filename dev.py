@@ -86,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
     command = add("demo", demo, "make pictures with and without the cache, and compare (bench/demo: more options)")
     command.add_argument("--json", metavar="FILE", help="write every figure here")
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
-    add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command = add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
@@ -145,9 +146,11 @@ def serve(options: argparse.Namespace, _rest: list[str]) -> int:
         return running.wait()
 
 
-def test(_options: argparse.Namespace, rest: list[str]) -> int:
+def test(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs every check and returns the first failure's code. With arguments: pytest only."""
     host = setup_host.prepare(tools=True)
+    if options.frontend:
+        os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
     codes = [] if rest else [run_ruff(host), run_mypy(host)]
     codes.append(run_pytest(host, rest))
     return next((code for code in codes if code), 0)
