@@ -285,7 +285,7 @@ def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
     monkeypatch.setenv("SPECTRALCACHE_FRONTEND", "")
     monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
     monkeypatch.setattr(setup_host, "frontend", lambda _host, version: asked.append(version) or tmp_path)
-    monkeypatch.setattr(dev, "run_pytest", lambda _host, rest: seen.append((os.environ["SPECTRALCACHE_FRONTEND"], rest)))
+    monkeypatch.setattr(dev, "run_pytest", lambda _, rest: seen.append((os.environ["SPECTRALCACHE_FRONTEND"], rest)))
     dev.main(["test", "tests/browser", "--frontend", "newest"])
     assert asked == ["newest"] and seen == [(str(tmp_path), ["tests/browser"])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -75,5 +76,8 @@ def test_the_text_is_on_the_apply_node(page: Any, until: Callable[..., Any], tmp
     until("the final figure", lambda: text(rf"\d+/{STEPS} skipped · \d\.\dx"))
     until("the end", lambda: page.evaluate(IDLE))
     page.wait_for_timeout(1000)
-    assert text(rf"\d+/{STEPS} skipped · \d\.\dx")
+    if os.environ.get("SPECTRALCACHE_FRONTEND"):  # 1.58 takes all texts away when a run ends, 1.47 leaves them
+        assert page.evaluate(TEXTS) == [] or text(rf"\d+/{STEPS} skipped · \d\.\dx")
+    else:
+        assert text(rf"\d+/{STEPS} skipped · \d\.\dx")
     page.screenshot(path=tmp_path / "after.png")
