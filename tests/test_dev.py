@@ -273,11 +273,25 @@ def test_the_output_ends_in_all_summaries(codes, expected, capfdbinary):
 def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     ran = []
     monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
-    for name, code in (("run_ruff", 0), ("run_mypy", 2)):
+    for name, code in (("run_ruff", 0), ("run_mypy", 2), ("run_validation", 1)):
         monkeypatch.setattr(dev, name, lambda _host, name=name, code=code: ran.append(name) or code)
     monkeypatch.setattr(dev, "run_pytest", lambda _host, arguments: ran.append(arguments) or 1)
-    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", []]
-    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[3:] == [["-x", "tests/core"]]
+    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", "run_validation", []]
+    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[4:] == [["-x", "tests/core"]]
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "expected"),
+    [(dev.VALID, 0, 0), ("Security warnings found", 0, 1), ("Error: no version", 1, 1), (dev.VALID, 3, 3)],
+)
+def test_a_warning_of_the_registrys_tool_fails(says, code, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "comfy_cli.py").write_text(
+        f"import os, sys; print({says!r}, os.environ['HOME'], os.environ['DO_NOT_TRACK']); sys.exit({code})"
+    )
+    host = setup_host.Host(Path("comfyui"), Path(sys.executable), ours=True, tools=tmp_path)
+    assert dev.run_validation(host) == expected
+    shown = capsys.readouterr().err
+    assert (says in shown) == bool(expected) and str(Path.home()) not in shown
 
 
 def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
