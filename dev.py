@@ -41,6 +41,8 @@ COMMAND_LINE = (
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
 VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -203,7 +205,7 @@ def run_pytest(host: Host, arguments: list[str]) -> int:
     if core:
         processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
     if hosted:
-        processes.append([*common, *hosted])
+        processes.append([*(() if arguments else WORKERS), *common, *hosted])
     return run_in_turn([host.module("pytest", *process) for process in processes], host)
 
 

@@ -259,6 +259,15 @@ def test_each_test_goes_to_its_own_process(arguments, core, hosted, options, mon
     assert options is None or found == options
 
 
+def test_only_a_run_of_everything_shares_the_host_tests(monkeypatch):
+    ran = []
+    monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: ran.append(commands) or 0)
+    for arguments in ([], ["tests"], ["-x"]):
+        dev.run_pytest(HOST, arguments)
+    everything, *others = [[set(dev.WORKERS) <= set(command) for command in commands] for commands in ran]
+    assert everything == [False, True] and not any(found for each in others for found in each)
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((2, 1), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((5, 1), 1)]
 )
