@@ -40,6 +40,9 @@ COMMAND_LINE = (
     "bench/run.py",
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
+VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -86,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
     command = add("demo", demo, "make pictures with and without the cache, and compare (bench/demo: more options)")
     command.add_argument("--json", metavar="FILE", help="write every figure here")
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
-    add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command = add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
@@ -118,7 +122,7 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     if rest in ([], ["-h"], ["--help"]):
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
+    return run_script(carried.host() or setup_host.prepare(tools=True), ROOT / "bench" / "run.py", rest)
 
 
 def pack(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -145,10 +149,12 @@ def serve(options: argparse.Namespace, _rest: list[str]) -> int:
         return running.wait()
 
 
-def test(_options: argparse.Namespace, rest: list[str]) -> int:
+def test(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs every check and returns the first failure's code. With arguments: pytest only."""
     host = setup_host.prepare(tools=True)
-    codes = [] if rest else [run_ruff(host), run_mypy(host)]
+    if options.frontend:
+        os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
+    codes = [] if rest else [run_ruff(host), run_mypy(host), run_validation(host)]
     codes.append(run_pytest(host, rest))
     return next((code for code in codes if code), 0)
 
@@ -175,6 +181,21 @@ def run_mypy(host: Host) -> int:
     return pack or own
 
 
+def run_validation(host: Host) -> int:
+    """What the registry asks of a pack, by its own tool, which needs no network for it; a warning fails."""
+    say("comfy node validate")
+    with tempfile.TemporaryDirectory() as home:  # it keeps settings and an identity in the user's folder
+        ours = {"HOME": home, "USERPROFILE": home, "XDG_CONFIG_HOME": home, "DO_NOT_TRACK": "1"}
+        command = host.module("comfy_cli", "--skip-prompt", "node", "validate")
+        environment = {**host.environment(), **ours, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode == 0 and VALID in said:
+        return 0
+    say(said)
+    return done.returncode or 1
+
+
 def run_pytest(host: Host, arguments: list[str]) -> int:
     """Runs pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
     options, paths = split_arguments(arguments)
@@ -184,7 +205,7 @@ def run_pytest(host: Host, arguments: list[str]) -> int:
     if core:
         processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
     if hosted:
-        processes.append([*common, *hosted])
+        processes.append([*(() if arguments else WORKERS), *common, *hosted])
     return run_in_turn([host.module("pytest", *process) for process in processes], host)
 
 

@@ -42,6 +42,9 @@ def find_modules() -> None:
     comfyui = os.environ.get("COMFYUI_PATH")
     if comfyui:
         sys.path.insert(0, comfyui)
+    tools = os.environ.get("SPECTRALCACHE_TOOLS")
+    if tools:
+        sys.path.append(tools)  # behind the host's packages
     for name in ("bench", "cache_core"):
         folder = ROOT / name
         spec = importlib.util.spec_from_file_location(

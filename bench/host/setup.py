@@ -4,7 +4,8 @@ Without COMFYUI_PATH, a pinned ComfyUI and a virtual environment are made once, 
 
     <cache>/comfyui/<version>/     the host's unmodified source
     <cache>/environments/<key>/    its Python; the key: host version, Python version, a hash of the pins
-    <cache>/tools/<key>/           developer tools that an existing ComfyUI lacks
+    <cache>/tools/<key>/           developer tools that its Python lacks (tools.txt; ours has requirements.txt)
+    <cache>/frontends/<version>/   another frontend than the host's own, for the browser tests
 
 With COMFYUI_PATH, that folder and its own Python are used, and nothing is installed into them. Each folder is complete
 or does not count: an interrupted set-up is done again. Any Python from 3.7 on can run this, to find one that fits. On a
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bench.host.provision import (
@@ -38,6 +39,8 @@ from bench.host.provision import (
 )
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+TOOLS = Path(__file__).with_name("tools.txt")
+FRONTEND = "comfyui-frontend-package"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 PYTHONS = ((3, 13), (3, 12), (3, 11), (3, 10))
 
@@ -103,7 +106,8 @@ class Host:
     def environment(self) -> dict[str, str]:
         """The environment variables that the host's processes get."""
         found = clean_environment() if self.ours else dict(os.environ)
-        return {**found, "COMFYUI_PATH": str(self.comfyui), "COMFYUI_PYTHON": str(self.python)}
+        tools = {"SPECTRALCACHE_TOOLS": str(self.tools)} if self.tools else {}
+        return {**found, **tools, "COMFYUI_PATH": str(self.comfyui), "COMFYUI_PYTHON": str(self.python)}
 
 
 def prepare(tools: bool = False) -> Host:
@@ -122,13 +126,13 @@ def _prepare(tools: bool) -> Host:
     version = os.environ.get("SPECTRALCACHE_COMFYUI", DEFAULT_HOST)
     if version not in HOSTS:
         raise SetupError(f"SPECTRALCACHE_COMFYUI is {version}; use one of {', '.join(HOSTS)}.")
-    return own_host(version, usable_python())
+    return own_host(version, usable_python(), tools)
 
 
 # --- a ComfyUI of our own -------------------------------------------------------------------------------------------
 
 
-def own_host(version: str, python: Python) -> Host:
+def own_host(version: str, python: Python, tools: bool = False) -> Host:
     """The pinned host in the cache, made on first use."""
     cache = cache_folder()
     source = cache / "comfyui" / version
@@ -144,7 +148,7 @@ def own_host(version: str, python: Python) -> Host:
             if not ready():
                 set_up(version, python, source, environment)
                 marker.write_text(f"ComfyUI {version}, {python.name}, {' '.join(TORCH)}\n", "utf-8")
-    return host
+    return with_tools(host, list(pinned_tools(TOOLS).values()), python.version) if tools else host
 
 
 def set_up(version: str, python: Python, source: Path, environment: Path) -> None:
@@ -270,16 +274,13 @@ def existing_host(comfyui: Path, tools: bool) -> Host:
         raise SetupError(f"COMFYUI_PATH is {comfyui}, which is no ComfyUI; set it to the folder that holds main.py.")
     python, origin = choose_python(comfyui)
     say(f"Using ComfyUI in {comfyui} with {python} ({origin}).")
-    wanted = pinned_tools(REQUIREMENTS.read_text("utf-8"))
+    wanted = {**pinned_tools(REQUIREMENTS), **pinned_tools(TOOLS)}
     answer = _ask(python, comfyui, ["torch", "pip", *wanted])
     if "torch" in answer["missing"]:
         raise SetupError(f"{python} has no torch; set COMFYUI_PYTHON to the Python that runs your ComfyUI.")
+    host = Host(comfyui, python, ours=False)
     missing = [pin for name, pin in wanted.items() if name in answer["missing"]]
-    if not tools or not missing:
-        return Host(comfyui, python, ours=False)
-    # A Python without pip (uv makes such ones) is served by ours.
-    pip = [str(python)] if "pip" not in answer["missing"] else [sys.executable, str(python)]
-    return Host(comfyui, python, ours=False, tools=add_tools(pip, missing, answer["version"]))
+    return with_tools(host, missing, answer["version"], "pip" in answer["missing"]) if tools and missing else host
 
 
 def choose_python(comfyui: Path) -> tuple[Path, str]:
@@ -299,16 +300,16 @@ def choose_python(comfyui: Path) -> tuple[Path, str]:
     return Path(sys.executable), "this Python; COMFYUI_PYTHON names another"
 
 
-def pinned_tools(requirements: str) -> dict[str, str]:
-    """Tool name to pin, from the text of a requirements file."""
-    lines = (line.strip() for line in requirements.splitlines())
-    return {line.split("==")[0]: line for line in lines if line and not line.startswith("#")}
+def pinned_tools(requirements: Path) -> dict[str, str]:
+    """The name under which a tool is imported to its pin, from a requirements file."""
+    lines = (line.strip() for line in requirements.read_text("utf-8").splitlines())
+    return {line.split("==")[0].replace("-", "_"): line for line in lines if line and not line.startswith("#")}
 
 
 def _ask(python: Path, comfyui: Path, modules: list[str]) -> dict:
     """Asks an interpreter for its version and for those modules that it lacks."""
     code = (
-        "import importlib.util, json, sys; print(json.dumps({'version': '%d.%d' % sys.version_info[:2], "
+        "import importlib.util, json, sys; print(json.dumps({'version': sys.version_info[:2], "
         "'missing': [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]}))"
     )
     answer = subprocess.run(
@@ -319,20 +320,48 @@ def _ask(python: Path, comfyui: Path, modules: list[str]) -> dict:
     return json.loads(answer.stdout)
 
 
-def add_tools(pip: list[str], pins: list[str], version: str) -> Path:
-    """Installs developer tools into a folder of the cache and returns it."""
+# --- what comes beside a host -----------------------------------------------------------------------------------------
+
+
+def with_tools(host: Host, pins: list[str], version: tuple[int, int], without_pip: bool = False) -> Host:
+    """The host with these developer tools in a folder of the cache; nothing is installed into its Python."""
     digest = hashlib.sha256("\n".join([*pins, sys.platform, platform.machine()]).encode()).hexdigest()[:12]
-    folder = cache_folder() / "tools" / f"py{version}-{digest}"
+    folder = cache_folder() / "tools" / f"py{version[0]}.{version[1]}-{digest}"
     if not folder.exists():
         with only_one(cache_folder()):
             if not folder.exists():
-                say(f"Your ComfyUI's Python lacks {', '.join(pins)}; installing into {folder} (40 MB), nowhere else")
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                    target = Path(temporary) / "tools"
-                    run_pip(pip, ["install", "--target", str(target), *pins], "install the developer tools")
-                    target.rename(folder)
-    return folder
+                say(f"Developer tools ({', '.join(pins)}), once, into {folder} (150 MB), nowhere else")
+                install(host, pins, folder, "install the developer tools", without_pip)
+    return replace(host, tools=folder)
+
+
+def install(host: Host, pins: list[str], folder: Path, purpose: str, without_pip: bool = False) -> None:
+    """Installs packages into a folder of their own, which is there when it is whole. A Python without pip (uv makes
+    such ones) is served by ours.
+    """
+    pip = [sys.executable, str(host.python)] if without_pip else [str(host.python)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        target = Path(temporary) / "packages"
+        run_pip(pip, ["install", "--target", str(target), *pins], purpose)
+        target.rename(folder)
+
+
+def frontend(host: Host, version: str) -> Path:
+    """The files of ComfyUI's frontend in this version, or in the newest one, fetched where the cache lacks them."""
+    newest = version == "newest"
+    with mended(), only_one(cache_folder()):
+        folder = cache_folder() / "frontends" / version
+        if newest and folder.exists():
+            shutil.rmtree(folder)  # another may have come out since
+        if not folder.exists():
+            say(f"Fetching {FRONTEND}, {version}")
+            pin = FRONTEND if newest else f"{FRONTEND}=={version}"
+            install(host, ["--no-deps", pin], folder, "download the frontend")
+        (files,) = folder.glob("*/static")
+        (about,) = folder.glob("*.dist-info")
+    say(f"Frontend {about.stem.split('-')[1]} in the browser tests")
+    return files
 
 
 def python_in(environment: Path) -> Path:

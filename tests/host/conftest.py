@@ -33,6 +33,13 @@ CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    if is_worker(config):  # the processors are shared with the others
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of several processes that pytest-xdist started."""
+    return hasattr(config, "workerinput")
 
 
 class Claims:
@@ -40,13 +47,13 @@ class Claims:
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, str], list[bool]] = {}
-        self.tests: dict[tuple[str, str], str] = {}
+        self.tests: dict[tuple[str, str], tuple[str, int, str]] = {}
 
-    def note(self, item: pytest.Item, passed: bool) -> None:
-        for mark in item.iter_markers("claim"):
-            claim = (mark.args[0], mark.args[1])
-            self.outcomes.setdefault(claim, []).append(passed)
-            self.tests[claim] = f"{item.path.name}: {getattr(item, 'originalname', item.name)}"
+    def note(self, report: pytest.TestReport) -> None:
+        for name, (area, what, *test) in report.user_properties:
+            if name == "claim":
+                self.outcomes.setdefault((area, what), []).append(report.passed)
+                self.tests[area, what] = (test[0], test[1], test[2])
 
     def markdown(self, version: str) -> str:
         lines = [
@@ -59,9 +66,11 @@ class Claims:
         areas = dict.fromkeys(area for area, _ in self.outcomes)
         for area in sorted(areas):
             lines += ["", f"## {area}", "", "| | cases | test |", "|---|---:|---|"]
-            for (where, what), outcomes in self.outcomes.items():
-                if where == area and all(outcomes):
-                    lines.append(f"| {what} | {len(outcomes)} | {self.tests[where, what]} |")
+            rows = sorted((test, what) for (where, what), test in self.tests.items() if where == area)
+            for (file, _, test), what in rows:
+                outcomes = self.outcomes[area, what]
+                if all(outcomes):
+                    lines.append(f"| {what} | {len(outcomes)} | {file}: {test} |")
         return "\n".join([*lines, ""])
 
 
@@ -70,18 +79,23 @@ CLAIMS = Claims()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test claims goes with its report, which a worker sends to the process that writes the table."""
     report = yield
     if report.when == "call" or report.failed:
-        CLAIMS.note(item, report.passed)
+        test = (item.path.name, item.location[1], getattr(item, "originalname", item.name))
+        report.user_properties += [("claim", (*mark.args, *test)) for mark in item.iter_markers("claim")]
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    CLAIMS.note(report)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     target = os.environ.get(CLAIMS_FILE)
-    if target and CLAIMS.outcomes:
-        from comfyui_version import __version__
-
-        Path(target).write_text(CLAIMS.markdown(__version__), encoding="utf-8")
+    if target and CLAIMS.outcomes and not is_worker(session.config):
+        version = _load_file(Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").__version__
+        Path(target).write_text(CLAIMS.markdown(version), encoding="utf-8")
 
 
 # the host -------------------------------------------------------------------------------------------------------------
