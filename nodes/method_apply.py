@@ -24,9 +24,9 @@ FIRST = ("teacache", "first_block_cache")
 """Heads of the list, which start the node; the others follow by name."""
 DESCRIPTION = (
     "Speeds up sampling with one of the published caching methods, each as published, with its own settings: to "
-    "compare them fairly, or to use the one you know. SpectralCache Auto is the simpler choice. Put it anywhere between the "
-    "model loader and the sampler. Remove or bypass it and the picture is exactly the original again. Connect Cache "
-    "Stats to see what was skipped."
+    "compare them fairly, or to use the one you know. SpectralCache Auto is the simpler choice. Put it anywhere "
+    "between the model loader and the sampler. Remove or bypass it and the picture is exactly the original again. "
+    "Connect Cache Stats to see what was skipped."
 )
 PARAMETERS_TOOLTIP = (
     'The method\'s settings as JSON, such as {"threshold": 0.4}; what is not named keeps its default. (This ComfyUI '

@@ -30,7 +30,7 @@ PARAMETERS = (
     INTERVAL,
     Parameter("order", 2, "From how many outputs. Higher: bolder. The authors use 2, or 5; 1 holds.", low=1, high=5),
     WARMUP,
-    Parameter("spacing", "unit", "unit: as if computed steps were one apart (the paper's). true: where they really lie, "
+    Parameter("spacing", "unit", "unit: as if computed steps were one apart (the paper's). true: where they lie, "
               "bolder, and exact on straight paths.", choices=("unit", "true")),
     Parameter("history", "computed", "computed: from computed outputs only. recursive: also from what stood in, always "
               "one step apart.", choices=("computed", "recursive"), folded=True),

@@ -28,7 +28,7 @@ START = Parameter("start_percent", 0.15, "Nothing is skipped before this share o
                   "composition closer to the original. ComfyUI's: 0.15.", high=1, folded=True)  # fmt: skip
 END = Parameter("end_percent", 0.95, "Nothing is skipped after this share of the run's steps. Lower: slower, finer "
                 "detail. ComfyUI's: 0.95.", high=1, folded=True)  # fmt: skip
-RULE = Parameter("rule", "core", "core: as in ComfyUI's node. paper: the changes between neighbouring steps are summed, "
+RULE = Parameter("rule", "core", "core: as in ComfyUI's node. paper: changes between neighbouring steps are summed, "
                  "which skips more.", choices=("core", "paper"), folded=True)  # fmt: skip
 PARAMETERS = (THRESHOLD, START, END, RULE)
 ORDERS = (Order("start_percent", "end_percent", "0.15 and 0.95 are ComfyUI's"),)

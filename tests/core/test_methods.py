@@ -420,3 +420,22 @@ def test_a_method_is_one_short_file_with_its_source(name: str) -> None:
     document = module.__doc__ or ""
     cited = any(source in document for source in ("arXiv 2", "ParaAttention", "cache-dit", "ComfyUI's own"))
     assert cited and "Differs from" in document
+
+
+def test_the_documents_are_what_the_files_state() -> None:
+    """Written by `python -m bench.tables.methods`."""
+    from bench.tables import methods as documents
+
+    assert documents.TABLE.read_text("utf-8") == documents.table()
+    assert documents.HELP.read_text("utf-8") == documents.page()
+    assert len(documents.table().splitlines()) == 7 + len(METHODS) - 1
+
+
+def test_the_bench_measures_every_method_from_careful_to_draft() -> None:
+    from bench.lab.presets import method_arms
+
+    for name in METHODS:
+        arms = method_arms([name])
+        assert len(arms) >= 4 and len({arm.name for arm in arms}) == len(arms)
+        for arm in arms:
+            METHODS[arm.method](**arm.params)
