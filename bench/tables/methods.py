@@ -1,6 +1,7 @@
 """docs/methods.md and the help page of Cache Method, from what each method's file states.
 
-Written by `python -m bench.tables.methods`. tests/core/test_methods.py holds both against the files, so that a new method cannot be forgotten here.
+Written by `python -m bench.tables.methods`. tests/core/test_methods.py holds both against the files, so that a new
+method cannot be forgotten here.
 """
 
 from __future__ import annotations
@@ -16,34 +17,44 @@ TABLE = ROOT / "docs" / "methods.md"
 HELP = ROOT / "web" / "docs" / "SpectralCacheMethodApply.md"
 INTRODUCTION = """# Cache Method
 
-Speeds up sampling with one of the published caching methods, each with its own settings. Choose the **method**, and its inputs appear below.
+Speeds up sampling with one of the published caching methods, each with its own settings. Choose the **method**, and its
+inputs appear below.
 
-Put the node between the model loader and the sampler. The model that came in is not changed: remove or bypass the node, and the picture is exactly the original again. Connect Cache Stats to see which steps were skipped, and why the others were not.
+Put the node between the model loader and the sampler. The model that came in is not changed: remove or bypass the node,
+and the picture is exactly the original again. Connect Cache Stats to see which steps were skipped, and why the others
+were not.
 
 ## When to use it
 
 - To compare methods fairly: the same engine, the same seed, one input changed.
 - When you know a method and its settings from elsewhere.
-- Otherwise take **SpectralCache Auto**: one dial, and it tells how far it can be trusted. The methods with nodes of their own are here too.
+- Otherwise take **SpectralCache Auto**: one dial, and it tells how far it can be trusted. The methods with nodes of
+  their own are here too.
+
+A method that needs blocks works on FLUX.1 and Qwen-Image; on another model it skips nothing, and Cache Stats says so.
 
 ## Inputs
 
 | Input | What it does |
 |---|---|
-| **model** | The model to speed up. Methods that need blocks (below) work on FLUX.1 and Qwen-Image; on another model they skip nothing, and Cache Stats says so. |
-| **method** | Which method. |
+| **model** | The model to speed up. |
+| **method** | Which method. Its inputs are below. |
 | **profile** | What a calibration learned of the model. No method of this node uses one yet. |
 
-An older ComfyUI shows no inputs that depend on the method. There **parameters** takes them as JSON, such as `{"threshold": 0.4}`; what is not named keeps its default.
+An older ComfyUI shows no inputs that depend on the method. There **parameters** takes them as JSON, such as
+`{"threshold": 0.4}`; what is not named keeps its default.
 
 ## Methods
 """
 ENDING = """
 ## What it costs
 
-A method holds as many results as the table in docs/methods.md of the repository says, for each of the positive and the negative prompt; all of it is freed after the run.
+A method holds as many results as the table in docs/methods.md of the repository says, for each of the positive and the
+negative prompt; all of it is freed after the run.
 
-**It can lose.** Every method here can be further from the full picture than the same number of plain steps. Compare: fix the seed, set the first input to its off value for the original, then once more off and with only as many **steps** as were computed before.
+**It can lose.** Every method here can be further from the full picture than the same number of plain steps. Compare:
+fix the seed, set the first input to its off value for the original, then once more off and with only as many **steps**
+as were computed before.
 """
 
 
@@ -53,6 +64,7 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     opening = document.strip().partition("\n\n")[0].replace("\n", " ")
     lead, _, rule = opening.partition(": ")
     source = ", ".join(re.findall(r"arXiv \d{4}\.\d{5}", document)[:2])
+    source = f"this pack, after {source}" if "our own" in document else source
     source = source or "; ".join(re.findall(r"\((.*)\)", lead)) or "this pack"
     rules = published().rules
     kinds = {place.kind for each in rules for place in each.places}
