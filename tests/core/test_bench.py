@@ -382,7 +382,7 @@ NOW = Step(9, 28, 0.35, 0, 0.0)
 
 def history_of(function: Callable[[float], float], sigmas: Sequence[float] = SIGMAS) -> tuple[Feature, ...]:
     """Features that all hold one number."""
-    return tuple(Feature(i, sigma, torch.full((1, 2, 3), function(sigma))) for i, sigma in enumerate(sigmas))
+    return tuple(Feature(Step(i, 9, sigma), torch.full((1, 2, 3), function(sigma))) for i, sigma in enumerate(sigmas))
 
 
 def forecast(predictor: Predictor, history: tuple[Feature, ...], now: Step = NOW) -> float:
@@ -408,7 +408,7 @@ def test_the_first_step_drops_out_of_log_snr_as_in_the_limit() -> None:
     assert forecast(made["linear in log-SNR × 1"](), start[:2]) == pytest.approx(1.05)  # holds
     assert forecast(made["linear in sigma × 1"](), start[:2]) == pytest.approx(1.65)
     assert forecast(made["Newton 2 in log-SNR"](), start) == forecast(made["linear in log-SNR × 1"](), start)
-    far = (Feature(0, 1 - 1e-15, start[0].value), *start[1:])
+    far = (Feature(Step(0, 9, 1 - 1e-15), start[0].value), *start[1:])
     near = forecast(made["Newton 2 in log-SNR"](), far)
     assert near == pytest.approx(forecast(made["Newton 2 in log-SNR"](), start), abs=0.05)
     dropped = made["Newton 2 in sigma, first step dropped"]()
@@ -453,7 +453,7 @@ def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> N
     start, slope, noise = (torch.randn(1, tokens, 8, generator=generator) for _ in range(3))
 
     def history(values: list[torch.Tensor]) -> tuple[Feature, ...]:
-        return tuple(Feature(i, s, v) for i, (s, v) in enumerate(zip([1.0, 0.9, 0.7], values, strict=True)))
+        return tuple(Feature(Step(i, 9, s), v) for i, (s, v) in enumerate(zip([1.0, 0.9, 0.7], values, strict=True)))
 
     line = history([start + slope * sigma for sigma in (1.0, 0.9, 0.7)])
     now = Step(5, 28, 0.55, 0, 0.0)
@@ -465,7 +465,7 @@ def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> N
 
 def test_averaged_gains_are_those_of_two_anchors_and_one_band_needs_no_grid() -> None:
     """Values 0, 1, 2, 2.5 at even spacing: the last slope came at half of what was said, the one before in full."""
-    past = tuple(Feature(i, 1 - i / 10, torch.full((1, 2, 3), v)) for i, v in enumerate((0.0, 1.0, 2.0, 2.5)))
+    past = tuple(Feature(Step(i, 9, 1 - i / 10), torch.full((1, 2, 3), v)) for i, v in enumerate((0.0, 1.0, 2.0, 2.5)))
     now = Step(4, 28, 0.6, 0, 0.0)
     assert forecast(predictor_parts.BackTested(()), past, now) == pytest.approx(2.5 + 0.5 * 0.5)
     assert forecast(predictor_parts.BackTested((), averaged=True), past, now) == pytest.approx(2.5 + 0.75 * 0.5)
@@ -705,4 +705,4 @@ def test_every_predictor_arm_is_a_method_that_the_engine_accepts() -> None:
         if arm.kind == "bench":
             method = predictor_parts.method_of(arm)
             assert not method.never and 1 <= method.rules[0].predictor.depth <= predictor_parts.ALL
-            assert method.feature == ("absolute" if arm.params["feature"] == "absolute" else "residual")
+            assert method.rules[0].feature == ("absolute" if arm.params["feature"] == "absolute" else "residual")

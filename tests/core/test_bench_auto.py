@@ -12,8 +12,8 @@ from bench.lab.table import read_csv
 from bench.tables import auto, estimate
 from cache_core import words
 from cache_core.methods.auto import auto as method
-from cache_core.predictors import hold
-from cache_core.types import MODEL
+from cache_core.predictors import Hold
+from cache_core.types import MODEL, TRUNK
 
 
 def row(family: str, computed: int, psnr: float, over: float = 1.0, cfg: str = "3.0") -> Row:
@@ -47,13 +47,14 @@ def test_the_grid_asks_for_every_budget_at_both_guidances_with_both_controls() -
 
 
 def test_parts_change_one_thing() -> None:
-    whole = method(speedup=28 / 12)
+    whole = method(speedup=28 / 12, quality="Custom")
     made = {name: auto.method_of(auto.part(name, 12)) for name in auto.PARTS}
-    assert whole.correction is not None and whole.site == MODEL
-    assert made["without the corrector"].correction is None
+    rules = {name: made[name].rules[0] for name in made}
+    assert whole.rules[0].correction is not None and whole.rules[0].places == (MODEL,)
+    assert rules["without the corrector"].correction is None
     assert made["without the corrector"].rules[0].predictor == whole.rules[0].predictor
-    assert made["placement alone"].correction is None and made["placement alone"].rules[0].predictor == hold()
-    assert made["site trunk"].site is None and made["site trunk"].correction is not None
+    assert rules["placement alone"].correction is None and rules["placement alone"].predictor == Hold()
+    assert rules["site trunk"].places == (TRUNK, MODEL) and rules["site trunk"].correction is not None
     assert [made[name].params["bands"] for name in ("1 band", "4 bands")] == [1, 4]
     assert auto.method_of(presets.auto(12)).params == whole.params
 
