@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import SpectralCacheApply
 from .auto_apply import SpectralCacheAutoApply
+from .compare import SpectralCacheCompare
 from .freqca_apply import SpectralCacheFreqCaApply
 from .stats import SpectralCacheStats
 
@@ -12,4 +13,10 @@ class SpectralCacheExtension(ComfyExtension):
     """The nodes of this pack; ids are for ever, names are what users read."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralCacheAutoApply, SpectralCacheApply, SpectralCacheFreqCaApply, SpectralCacheStats]
+        return [
+            SpectralCacheAutoApply,
+            SpectralCacheApply,
+            SpectralCacheFreqCaApply,
+            SpectralCacheStats,
+            SpectralCacheCompare,
+        ]
