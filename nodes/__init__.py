@@ -6,11 +6,15 @@ from .apply import SpectralCacheApply
 from .auto_apply import SpectralCacheAutoApply
 from .compare import SpectralCacheCompare
 from .freqca_apply import SpectralCacheFreqCaApply
+from .plan import add_route
 from .stats import SpectralCacheStats
 
 
 class SpectralCacheExtension(ComfyExtension):
     """The nodes of this pack; ids are for ever, names are what users read."""
+
+    async def on_load(self) -> None:
+        add_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
