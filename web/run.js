@@ -1,6 +1,6 @@
 // One run as the page keeps it: {run, when, method, state, steps, done, skipped, partial, faster, estimate, notes,
 // evaluations}, an evaluation being [action, step, stage, sigma, reason, {score: [value, limit]}] (nodes/live.py).
-import { say, term } from "./words.js";
+import { note, say, term } from "./words.js";
 
 /** A run from a trace, version 1, as Cache Stats gives it. */
 export function fromTrace(trace) {
@@ -40,7 +40,7 @@ export function summary(run) {
     if (run.skipped + run.partial) parts.push(say("faster", { faster: (run.faster ?? 1).toFixed(1) }));
     if (run.estimate !== null) parts.push(say("estimate", { percent: (100 * run.estimate).toFixed(1) }));
   }
-  if (run.state === "stood down") parts.push(say("stood_down", { why: term("notes", run.notes.at(-1) ?? "") }));
+  if (run.state === "stood down") parts.push(say("stood_down", { why: note(run.notes.at(-1) ?? "") }));
   else if (run.state === "done" && !parts.length) parts.push(nothingSkipped(run));
   else if (run.state !== "done" && run.state !== "sampling") parts.push(term("states", run.state));
   return parts.join(" · ");

@@ -30,7 +30,15 @@ export function say(name, values = {}) {
   return sentence.replace(/\{(\w+)\}/g, (whole, key) => values[key] ?? whole);
 }
 
-/** A word that comes from the engine (a reason, a score, an action, a note), translated where we know it. */
+/** A word that comes from the engine (a reason, a score, an action), translated where we know it. */
 export function term(kind, word) {
   return find([kind, word]) ?? word;
+}
+
+/** A note of the engine: known by its words, whatever the numbers and names in it. */
+export function note(text) {
+  const found = [];
+  const keep = (value) => (found.push(value), "#");
+  const key = text.replace(/\(([^)]*)\)|\b\d+\b/g, (whole, inner) => (inner === undefined ? keep(whole) : `(${keep(inner)})`));
+  return (find(["notes", key]) ?? key).replace(/#/g, () => found.shift() ?? "#");
 }
