@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
 
-Standard library only. Each command sets up what it needs on first use (bench/setup_host.py) and runs it in the Python
+Standard library only. Each command sets up what it needs on first use (bench/host/setup.py) and runs it in the Python
 of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.
 """
 
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import carried, carry, server, setup_host
 from bench import run as bench_run
-from bench.provision import SetupError, cache_folder, say
-from bench.setup_host import Host
+from bench.host import carried, carry, server
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError, cache_folder, say
+from bench.host.setup import Host
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "tests"
@@ -29,14 +30,14 @@ HOST_TESTS = TESTS / "host"
 CONFIGURATION = str(ROOT / "pyproject.toml")
 COMMAND_LINE = (
     "dev.py",
-    "bench/carried.py",
-    "bench/carry.py",
-    "bench/carry_probe.py",
-    "bench/provision.py",
+    "bench/host/carried.py",
+    "bench/host/carry.py",
+    "bench/host/carry_probe.py",
+    "bench/host/provision.py",
+    "bench/host/server.py",
+    "bench/host/setup.py",
+    "bench/host/stand_in.py",
     "bench/run.py",
-    "bench/server.py",
-    "bench/setup_host.py",
-    "bench/stand_in.py",
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
 GRACE_SECONDS = 20
@@ -82,10 +83,11 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("demo", demo, "make pictures with and without the cache, and compare; bench/demo.py has more options")
+    command = add("demo", demo, "make pictures with and without the cache, and compare (bench/demo: more options)")
     command.add_argument("--json", metavar="FILE", help="write every figure here")
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
-    add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command = add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
@@ -107,15 +109,15 @@ def add_carry(command: argparse.ArgumentParser) -> None:
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
-    """Runs bench/demo.py in the host's Python."""
+    """Runs bench/demo/command.py in the host's Python."""
     ours = [f"--{name}={getattr(options, name)}" for name in ("json", "out") if getattr(options, name)]
-    return run_script(setup_host.prepare(), ROOT / "bench" / "demo.py", [*ours, *rest])
+    return run_script(setup_host.prepare(), ROOT / "bench" / "demo" / "command.py", [*ours, *rest])
 
 
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """Runs bench/run.py in the host's Python. What there is to measure is told without a set-up of minutes."""
     if rest in ([], ["-h"], ["--help"]):
-        print(f"{bench_run.__doc__}\npython dev.py bench COMMAND --help says more.")
+        print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
     return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
 
@@ -144,9 +146,11 @@ def serve(options: argparse.Namespace, _rest: list[str]) -> int:
         return running.wait()
 
 
-def test(_options: argparse.Namespace, rest: list[str]) -> int:
+def test(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs every check and returns the first failure's code. With arguments: pytest only."""
     host = setup_host.prepare(tools=True)
+    if options.frontend:
+        os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
     codes = [] if rest else [run_ruff(host), run_mypy(host)]
     codes.append(run_pytest(host, rest))
     return next((code for code in codes if code), 0)

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 import dev
-from bench import provision, server, setup_host
-from bench.provision import SetupError
+from bench.host import provision, server
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError
 from tests.command_line import refusal, seal
 
 ROOT = Path(dev.__file__).parent
@@ -279,13 +280,60 @@ def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[3:] == [["-x", "tests/core"]]
 
 
+def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
+    asked, seen = [], []
+    monkeypatch.setenv("SPECTRALCACHE_FRONTEND", "")
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
+    monkeypatch.setattr(setup_host, "frontend", lambda _host, version: asked.append(version) or tmp_path)
+    monkeypatch.setattr(dev, "run_pytest", lambda _, rest: seen.append((os.environ["SPECTRALCACHE_FRONTEND"], rest)))
+    dev.main(["test", "tests/browser", "--frontend", "newest"])
+    assert asked == ["newest"] and seen == [(str(tmp_path), ["tests/browser"])]
+
+
+def test_a_frontend_is_kept_by_its_version_and_the_newest_is_asked_for_again(monkeypatch):
+    asked = []
+
+    def pip(_python, arguments, _purpose):
+        folder = Path(arguments[arguments.index("--target") + 1])
+        number = arguments[-1].partition("==")[2] or "9.9.9"
+        (folder / "comfyui_frontend_package" / "static").mkdir(parents=True)
+        (folder / f"comfyui_frontend_package-{number}.dist-info").mkdir()
+        asked.append(arguments[-1])
+
+    monkeypatch.setattr(setup_host, "run_pip", pip)
+    for version in ("1.2.3", "1.2.3", "newest", "newest"):
+        files = setup_host.frontend(HOST, version)
+        assert files.is_dir() and files.parents[1] == provision.cache_folder() / "frontends" / version
+    assert asked == ["comfyui-frontend-package==1.2.3", *["comfyui-frontend-package"] * 2]
+
+
+def test_tools_are_installed_once_into_a_folder_of_their_pins(monkeypatch):
+    asked = []
+
+    def pip(python, arguments, _purpose):
+        Path(arguments[arguments.index("--target") + 1]).mkdir(parents=True)
+        asked.append((python, arguments[3:]))
+
+    monkeypatch.setattr(setup_host, "run_pip", pip)
+    first, again = (setup_host.with_tools(HOST, ["a==1", "b==2"], (3, 12)) for _ in range(2))
+    other = setup_host.with_tools(HOST, ["a==1"], (3, 12), without_pip=True)
+    assert first == again and first.tools.is_dir() and first.tools.parent == provision.cache_folder() / "tools"
+    assert first.tools != other.tools and first.environment()["SPECTRALCACHE_TOOLS"] == str(first.tools)
+    assert asked == [([str(HOST.python)], ["a==1", "b==2"]), ([sys.executable, str(HOST.python)], ["a==1"])]
+
+
+def test_tools_are_asked_for_by_the_name_they_are_imported_by(tmp_path):
+    (tmp_path / "tools.txt").write_text("# why\n\nmypy==1\ncomfy-cli==2\n", "utf-8")
+    assert setup_host.pinned_tools(tmp_path / "tools.txt") == {"mypy": "mypy==1", "comfy_cli": "comfy-cli==2"}
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["bench", "--help"], 0), (["bench", "-h"], 0), (["bench"], 2)])
 def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypatch, capsys):
     monkeypatch.setattr(setup_host, "prepare", lambda **_: pytest.fail("the set-up was started"))
     assert dev.main(arguments) == code
     shown = capsys.readouterr().out
-    for command in dev.bench_run.COMMANDS:
-        assert f"\n{command} " in shown
+    for command in ("ablation", "auto", "estimate", "predictors", "quality", "readme", "speed"):
+        assert f"\n{command} " in f"\n{shown}"
 
 
 def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):
