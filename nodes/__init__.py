@@ -7,6 +7,7 @@ from .auto_apply import SpectralCacheAutoApply
 from .compare import SpectralCacheCompare
 from .freqca_apply import SpectralCacheFreqCaApply
 from .plan import add_route
+from .replacements import register
 from .stats import SpectralCacheStats
 
 
@@ -15,6 +16,7 @@ class SpectralCacheExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         add_route()
+        await register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

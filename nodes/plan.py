@@ -1,7 +1,7 @@
 """What SpectralCache Auto is going to do, for the page to say before the run: GET /spectralcache/plan.
 
-The page sends the node's widgets and the number of steps of the graph's sampler; the answer comes from the method itself,
-so that page and run cannot disagree. Nothing is kept. Without a server (a script, a test) there is no route.
+The page sends the node's widgets and the number of steps of the graph's sampler; the answer comes from the method
+itself, so that page and run cannot disagree. Nothing is kept. Without a server (a script, a test) there is no route.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Slider {
     this.full = made("img", "", this.frame);
     this.heat = made("img", "", this.frame);
     this.edge = made("div", "spectralcache-edge", this.frame);
-    this.names = ["full", "cached"].map((name) => made("div", `spectralcache-name ${name}`, this.view));
+    this.names = ["full", "cached"].map((name) => made("div", `spectralcache-name ${name}`, this.frame));
     this.empty = made("div", "spectralcache-empty", this.view);
     this.bar = made("div", "spectralcache-bar", this.element);
     this.mapButton = this.button(() => this.toggleMap());

@@ -12,7 +12,7 @@ const STYLE = `
   background: var(--comfy-input-bg, #2228); outline-offset: 1px; }
 .spectralcache-cells:focus-visible { outline: 2px solid #3d94d6; }
 .spectralcache-cells.dense { gap: 0; }
-.spectralcache-cell { box-sizing: border-box; flex: 1 1 0; min-width: 0; max-width: 20px; height: 3px; opacity: .45;
+.spectralcache-cell { box-sizing: border-box; flex: 1 1 0; min-width: 0; max-width: 40px; height: 3px; opacity: .45;
   background: var(--descrip-text, #888); }
 .spectralcache-cell[data-look] { opacity: 1; }
 .spectralcache-cell[data-look="computed"], .spectralcache-cell[data-look="forced"] { height: 100%; background: #3d94d6; }
