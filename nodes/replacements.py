@@ -1,8 +1,8 @@
 """Moving over: saved workflows with another pack's cache open with ours, where that pack is no longer installed.
 
 The host offers the exchange on the page, and does it by itself for a prompt that comes through the API. Only the model
-is taken over, and the rest is set: their thresholds count in other units, and the host refuses a mapping whose old input
-is not there. A host without node replacements (before 0.8) goes without.
+is taken over, and the rest is set: their thresholds count in other units, and the host fails where an old input that is
+named here is missing. An older host, without node replacements, goes without.
 """
 
 from __future__ import annotations

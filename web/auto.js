@@ -2,7 +2,7 @@
 // means the number. What the dial means for this graph's steps is on the node before the run.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { stripOf } from "./live.js";
+import { everyNode, stripOf } from "./live.js";
 import { say } from "./words.js";
 
 const AUTO = "SpectralCacheAutoApply";
@@ -120,8 +120,7 @@ let due = 0;
 function refreshAll() {
   clearTimeout(due);
   due = setTimeout(() => {
-    const graphs = [app.rootGraph ?? app.graph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
-    for (const node of graphs.flatMap((graph) => graph?.nodes ?? [])) if (node.comfyClass === AUTO) refresh(node);
+    for (const node of everyNode()) if (node.comfyClass === AUTO) refresh(node);
   }, 50);
 }
 

@@ -12,6 +12,7 @@ const STATS = "SpectralCacheStats";
 const STATS_SIZE = [480, 360]; // its wide picture would be unreadable on a node as narrow as its two inputs
 const WIDGET = "spectralcache_strip";
 const strips = new WeakMap();
+const present = new WeakSet(); // nodes that the page has been told of
 
 /** The strip of a node of ours, or undefined. */
 export function stripOf(node) {
@@ -29,8 +30,24 @@ function addStrip(node) {
   });
   widget.serialize = false; // it is no value: saved graphs keep their order of values
   strips.set(node, strip);
+  const added = node.onAdded;
+  node.onAdded = function (...args) {
+    present.add(this);
+    return added?.apply(this, args);
+  };
   strip.element.addEventListener("wheel", (event) => app.canvas?.processMouseWheel?.(event), { passive: false });
   return strip;
+}
+
+/** Every node of the workflow, in subgraphs too. */
+export function everyNode() {
+  const root = app.rootGraph ?? app.graph;
+  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? []);
+}
+
+/** A node that replaces a missing one is put in its place without being added: its elements would stay out of sight. */
+function adopt() {
+  for (const node of everyNode()) if (strips.has(node) && !present.has(node)) node.onAdded?.(node.graph);
 }
 
 /** As Nodes 2.0 do by themselves: what few people need is folded away on the canvas too. */
@@ -103,6 +120,7 @@ app.registerExtension({
     await ready;
     api.addEventListener("spectralcache.run", ({ detail }) => told(detail));
     api.addEventListener("execution_start", () => running.clear());
+    api.addEventListener("graphChanged", adopt);
   },
   nodeCreated(node) {
     if (!APPLY.test(node.comfyClass) && node.comfyClass !== STATS) return;
@@ -125,7 +143,6 @@ app.registerExtension({
     };
   },
   afterConfigureGraph() {
-    const graphs = [app.rootGraph ?? app.graph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
-    for (const node of graphs.flatMap((graph) => graph?.nodes ?? [])) strips.get(node)?.show(recall(node));
+    for (const node of everyNode()) strips.get(node)?.show(recall(node));
   },
 });
