@@ -189,8 +189,8 @@ def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     said = 'warnings.warn("called a synchronizing CUDA operation"); warnings.warn("something else")'
-    found = counted_in(ROOT / "nodes" / "sites.py", said, "cuda")
-    assert found.places == {"sites.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
+    found = counted_in(ROOT / "nodes" / "sites" / "trunk.py", said, "cuda")
+    assert found.places == {"trunk.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
     assert modes == ["warn", 0]
     assert not counted_in(Path("/somewhere/comfy/samplers.py"), said, "cuda").places
 
@@ -501,7 +501,7 @@ CODE = {
     "cache_core/methods/built.py": "from . import plain",
     "cache_core/methods/taller.py": "from .built import built",
     "nodes/host.py": "",
-    "nodes/sites.py": "",
+    "nodes/sites/trunk.py": "",
 }
 
 
@@ -519,7 +519,7 @@ def repository(tmp_path: Path) -> Path:
         ("cache_core/gates.py", {"plain", "taller", ""}),
         ("cache_core/metrics.py", {"plain", "taller", ""}),
         ("cache_core/models/flux.py", {"plain", "taller", ""}),
-        ("nodes/sites.py", {"plain", "taller", ""}),
+        ("nodes/sites/trunk.py", {"plain", "taller", ""}),
         ("cache_core/methods/plain.py", {"plain", "taller"}),  # by way of built
         ("cache_core/methods/taller.py", {"taller"}),
         ("cache_core/methods/newest.py", set()),
