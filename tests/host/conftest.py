@@ -213,6 +213,7 @@ class Host:
         self.sites = importlib.import_module(f"{PACK}.nodes.sites")
         self.core = importlib.import_module(f"{PACK}.cache_core")
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
+        self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))

@@ -141,10 +141,10 @@ def test_every_tensor_that_a_session_holds_came_from_keep(
 
     def checked_end(self: Any) -> None:
         end(self)
-        lanes = list(self._lanes.values())
-        held = [t for lane in lanes for t in lane.tensors()]
-        held += [*self._ledger.values(), *self._evidence.values()]
-        kinds.append((len(held), sum(lane.repair is not None for lane in lanes)))
+        (track,) = self.tracks
+        held = [*track.tensors(), *track._ledger.values(), *track._evidence.values()]
+        trails = [trail for lane in track._lanes.values() for trail in lane.trails.values()]
+        kinds.append((len(held), sum(trail.repair is not None for trail in trails)))
         assert all(id(t) in from_keep for t in held)
 
     monkeypatch.setattr(host.host, "keep", remembered)
@@ -460,9 +460,9 @@ def test_nothing_is_forecast_or_paid_back_across_the_edges_of_a_controlnet(
     forecast: dict[int, int] = {}
     gaps: dict[int, list[int]] = {}
 
-    def watched(self: Any, history: Any, now: Any, grid: Any = None) -> Any:
+    def watched(self: Any, history: Any, now: Any, grid: Any = None, figures: Any = None) -> Any:
         forecast.setdefault(now.index, len(history))
-        return predict(self, history, now, grid)
+        return predict(self, history, now, grid, figures)
 
     def repaired(self: Any, history: Any, new: Any, gap: Any, *rest: Any) -> Any:
         gaps[rest[1].index] = [step.index for step in gap]
