@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
 
-Standard library only. Each command sets up what it needs on first use (bench/setup_host.py) and runs it in the Python
+Standard library only. Each command sets up what it needs on first use (bench/host/setup.py) and runs it in the Python
 of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.
 """
 
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import carried, carry, server, setup_host
 from bench import run as bench_run
-from bench.provision import SetupError, cache_folder, say
-from bench.setup_host import Host
+from bench.host import carried, carry, server
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError, cache_folder, say
+from bench.host.setup import Host
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "tests"
@@ -29,14 +30,14 @@ HOST_TESTS = TESTS / "host"
 CONFIGURATION = str(ROOT / "pyproject.toml")
 COMMAND_LINE = (
     "dev.py",
-    "bench/carried.py",
-    "bench/carry.py",
-    "bench/carry_probe.py",
-    "bench/provision.py",
+    "bench/host/carried.py",
+    "bench/host/carry.py",
+    "bench/host/carry_probe.py",
+    "bench/host/provision.py",
+    "bench/host/server.py",
+    "bench/host/setup.py",
+    "bench/host/stand_in.py",
     "bench/run.py",
-    "bench/server.py",
-    "bench/setup_host.py",
-    "bench/stand_in.py",
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
 GRACE_SECONDS = 20
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("demo", demo, "make pictures with and without the cache, and compare; bench/demo.py has more options")
+    command = add("demo", demo, "make pictures with and without the cache, and compare (bench/demo: more options)")
     command.add_argument("--json", metavar="FILE", help="write every figure here")
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
     add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
@@ -107,15 +108,15 @@ def add_carry(command: argparse.ArgumentParser) -> None:
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
-    """Runs bench/demo.py in the host's Python."""
+    """Runs bench/demo/command.py in the host's Python."""
     ours = [f"--{name}={getattr(options, name)}" for name in ("json", "out") if getattr(options, name)]
-    return run_script(setup_host.prepare(), ROOT / "bench" / "demo.py", [*ours, *rest])
+    return run_script(setup_host.prepare(), ROOT / "bench" / "demo" / "command.py", [*ours, *rest])
 
 
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """Runs bench/run.py in the host's Python. What there is to measure is told without a set-up of minutes."""
     if rest in ([], ["-h"], ["--help"]):
-        print(f"{bench_run.__doc__}\npython dev.py bench COMMAND --help says more.")
+        print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
     return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
 

@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, browser: str, tmp_path_factory: pytes
     """A ComfyUI whose frontend draws nodes on the canvas or as elements ("Nodes 2.0"), for a user of some time."""
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("COMFYUI_PATH is not set: run the tests with `python dev.py test`")
-    from bench.server import Server, base_directory
+    from bench.host.server import Server, base_directory
 
     base = base_directory(tmp_path_factory.mktemp("comfyui"))
     settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "vue"}

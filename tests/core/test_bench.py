@@ -14,34 +14,29 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import (
-    ablation,
-    big_models,
-    chart,
-    fill,
-    idle,
-    lab,
-    predictor_parts,
-    predictors,
-    predictors_report,
-    presets,
-    quality,
-    quality_plot,
-    quality_report,
-    readme_command,
-    speed,
-    speed_command,
-    speed_report,
-    store,
-    tables,
-    waits,
-)
-from bench.intervals import at, bootstrap, disturbed, finite_mean, paired
-from bench.lab import Pair, Sampled
-from bench.pairs import COUNT, prompts
-from bench.presets import Arm
-from bench.speed_report import Figure
-from bench.store import Outcome, Store, code_version, method_files
+from bench import ROOT
+from bench.lab import Pair, Sampled, chart, fill, presets, store
+from bench.lab import grid as lab_grid
+from bench.lab import table as tables
+from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
+from bench.lab.lab import Ticker
+from bench.lab.pairs import COUNT, prompts
+from bench.lab.presets import Arm
+from bench.lab.store import Outcome, Store, code_version, method_files
+from bench.tables import ablation
+from bench.tables import readme as readme_command
+from bench.tables import speed as speed_command
+from bench.tables.predictors import grid as predictors
+from bench.tables.predictors import parts as predictor_parts
+from bench.tables.predictors import report as predictors_report
+from bench.tables.quality import grid as quality_grid
+from bench.tables.quality import plot as quality_plot
+from bench.tables.quality import report as quality_report
+from bench.tables.speed import idle, waits
+from bench.tables.speed import measure as speed
+from bench.tables.speed import models as big_models
+from bench.tables.speed import report as speed_report
+from bench.tables.speed.report import Figure
 from cache_core import methods
 from cache_core.types import Feature, Predictor, Step
 
@@ -181,10 +176,10 @@ def counted_in(file: Path, text: str, device: str) -> waits.Waits:
 
 def test_reads_are_counted_by_line_for_the_pack_alone() -> None:
     before = torch.Tensor.tolist
-    found = counted_in(store.ROOT / "cache_core" / "session.py", "torch.ones(2).tolist()", "cpu")
+    found = counted_in(ROOT / "cache_core" / "session.py", "torch.ones(2).tolist()", "cpu")
     assert found.places == {"session.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
     assert torch.Tensor.tolist is before
-    assert not counted_in(store.ROOT / "bench" / "other.py", "torch.ones(2).tolist()", "cpu").places
+    assert not counted_in(ROOT / "bench" / "other.py", "torch.ones(2).tolist()", "cpu").places
 
 
 def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +187,7 @@ def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     said = 'warnings.warn("called a synchronizing CUDA operation"); warnings.warn("something else")'
-    found = counted_in(store.ROOT / "nodes" / "sites.py", said, "cuda")
+    found = counted_in(ROOT / "nodes" / "sites.py", said, "cuda")
     assert found.places == {"sites.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
     assert modes == ["warn", 0]
     assert not counted_in(Path("/somewhere/comfy/samplers.py"), said, "cuda").places
@@ -201,7 +196,7 @@ def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyP
 def test_waits_inside_torchs_own_python_count_for_the_line_that_called_it() -> None:
     """torch.isclose of lists and the like convert inside torch: `assert_close` reads there."""
     text = "torch.testing.assert_close(torch.ones(2), torch.ones(2))"
-    found = counted_in(store.ROOT / "cache_core" / "gates.py", text, "cpu")
+    found = counted_in(ROOT / "cache_core" / "gates.py", text, "cpu")
     assert set(found.places) == {"gates.py:2"}
 
 
@@ -286,7 +281,7 @@ class FakeEvent:
 def test_a_gpus_evaluations_are_timed_by_its_own_events_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("waited"))
-    ticker = lab.Ticker("cuda")
+    ticker = Ticker("cuda")
     ticker.block()
     ticker.tick()
     ticker.tick()
@@ -315,15 +310,15 @@ def test_every_method_has_presets_that_it_accepts() -> None:
 
 
 def test_a_method_without_presets_is_named_with_the_way_out() -> None:
-    with pytest.raises(presets.MissingPresets, match=r"newmethod\.py; add its table to bench/presets\.py"):
+    with pytest.raises(presets.MissingPresets, match=r"newmethod\.py; add its table to bench/lab/presets\.py"):
         presets.method_arms([*presets.PRESETS, "newmethod"])
 
 
 def test_the_default_grid_is_the_one_in_the_documents() -> None:
-    groups = quality.grid(methods())
+    groups = quality_grid.grid(methods())
     assert [(g.steps, g.cfg, len(g.pairs)) for g in groups] == [(28, 3, 24), (28, 1, 6), (20, 3, 6), (50, 3, 6)]
     assert [len(g.arms) for g in groups[1:]] == [len(methods()) + 1] * 3  # one row a method, and EasyCache
-    full = quality.grid(methods(), full=True)
+    full = quality_grid.grid(methods(), full=True)
     assert {len(g.arms) for g in full if g.steps == 28} == {len(groups[0].arms)}
     assert all(len(g.pairs) == COUNT for g in full)
 
@@ -371,7 +366,7 @@ def test_ablation_says_where_the_best_combination_loses_to_fewer_steps(tmp_path:
         lead = (1.0 if computed == 9 else -2.0) if arm.family == "TADS" else -4.0
         return outcome(computed, 20.0 + computed + lead)
 
-    tables.write_csv(tmp_path / "ablation.csv", quality.rows(ablation.grid(2), make))
+    tables.write_csv(tmp_path / "ablation.csv", lab_grid.rows(ablation.grid(2), make))
     (sentence,) = ablation.against_fewer(tables.read_csv(tmp_path / "ablation.csv"))
     told = "ahead of fewer steps at 1 of 3 budgets (7: TADS -2.0 dB; 8: TADS -0.5 dB; 9: TADS +1.0 dB)."
     assert sentence == f"The best combination is {told}"
@@ -552,7 +547,7 @@ def test_the_stamp_covers_what_a_run_of_the_small_flux_imports() -> None:
     assert {file.name for file in method_files("freqca")} == {"freqca.py", "spectralcache.py"}
     assert {file.name for file in method_files("spectralcache")} == {"spectralcache.py"}
     for pattern in store.CODE:
-        assert list(store.ROOT.glob(pattern)), pattern
+        assert list(ROOT.glob(pattern)), pattern
     assert len({code_version([name]) for name in methods()} | {code_version()}) == len(methods()) + 1
 
 
@@ -570,8 +565,8 @@ def made_up(arm: Arm, pair: Pair, steps: int) -> Outcome:
 def csv(tmp_path: Path) -> Path:
     arms = [presets.fewer(n) for n in (6, 10, 14, 20)]
     arms += [Arm(f, f"{f} {n}", params={"count": n}) for f in ("good", "bad") for n in (7, 14, 19)]
-    groups = [quality.group(28, 3.0, 5, [*arms, Arm("idle", "idle")])]
-    tables.write_csv(tmp_path / "quality.csv", quality.rows(groups, made_up))
+    groups = [lab_grid.group(28, 3.0, 5, [*arms, Arm("idle", "idle")])]
+    tables.write_csv(tmp_path / "quality.csv", lab_grid.rows(groups, made_up))
     return tmp_path / "quality.csv"
 
 
@@ -584,8 +579,8 @@ def test_rows_are_paired_with_as_many_steps_as_each_pair_computed(csv: Path) -> 
 
 @pytest.mark.parametrize(("sampler", "computed", "skips"), [("heun", 55, 0), ("heun", 54, 1), ("euler", 28, 0)])
 def test_a_full_run_skips_nothing_whatever_the_sampler(sampler: str, computed: int, skips: int) -> None:
-    group = quality.group(28, 3.0, 1, [Arm("a", "a")], sampler)
-    assert quality.row(group, group.arms[0], lambda *_: outcome(computed, 30.0))["skipping"] == skips
+    group = lab_grid.group(28, 3.0, 1, [Arm("a", "a")], sampler)
+    assert lab_grid.row(group, group.arms[0], lambda *_: outcome(computed, 30.0))["skipping"] == skips
 
 
 def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None:
@@ -652,7 +647,7 @@ def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
 
 
 def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) -> None:
-    tables.write_csv(tmp_path / "predictors.csv", quality.rows(predictors.grid(2), guessed))
+    tables.write_csv(tmp_path / "predictors.csv", lab_grid.rows(predictors.grid(2), guessed))
     table = predictors_report.tabled(tables.read_csv(tmp_path / "predictors.csv"))
 
     def line(text: str, start: str) -> list[str]:

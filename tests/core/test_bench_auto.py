@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from bench import auto, estimate, presets
-from bench.intervals import at
-from bench.quality_report import Row
-from bench.tables import read_csv
+from bench import ROOT
+from bench.lab import presets
+from bench.lab.intervals import at
+from bench.lab.reading import Row
+from bench.lab.table import read_csv
+from bench.tables import auto, estimate
 from cache_core import words
 from cache_core.methods.auto import auto as method
 from cache_core.predictors import hold
@@ -103,7 +103,7 @@ def test_an_estimate_is_ranked_against_the_error_and_scaled() -> None:
 @pytest.mark.parametrize("word", words.WORDS)
 def test_a_word_is_the_fewest_computed_steps_that_reach_its_level(word: str, steps: int) -> None:
     """On the committed curve, read between its points; the table shows one decimal."""
-    rows = read_csv(Path(auto.__file__).parent.parent / "docs" / "auto.csv")
+    rows = read_csv(ROOT / "docs" / "auto.csv")
     own = [r for r in rows if (r["steps"], float(r["cfg"]), r["sampler"]) == (str(steps), 3.0, "euler")]
     curve, level = auto.curve(own, presets.AUTO), words.LEVELS[word]
     count = words.computed(word, steps)

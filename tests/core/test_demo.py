@@ -14,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import demo, demo_files, demo_sheet, demo_table
-from bench.demo_table import Fewer, Quality, Result, Variant
-from bench.graphs import APPLY_DEFAULTS, Picture, cached, uncached
-from bench.server import HostError
+from bench.demo import command as demo
+from bench.demo import files as demo_files
+from bench.demo import sheet as demo_sheet
+from bench.demo import table as demo_table
+from bench.demo.table import Fewer, Quality, Result, Variant
+from bench.host.graphs import APPLY_DEFAULTS, Picture, cached, uncached
+from bench.host.server import HostError
 
 OFF = Variant("uncached", {"threshold": 0.0})
 ON = Variant("SpectralCache 0.6", {"threshold": 0.6})

@@ -363,13 +363,13 @@ def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
 @pytest.fixture(scope="session")
 def graphs() -> ModuleType:
     """The demo's graph builders."""
-    return _load_file(ROOT / "bench" / "graphs.py")
+    return _load_file(ROOT / "bench" / "host" / "graphs.py")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless ComfyUI with the pack and the stand-ins, for every test that goes through its API."""
-    module = _load_file(ROOT / "bench" / "server.py")
+    module = _load_file(ROOT / "bench" / "host" / "server.py")
     base = module.base_directory(tmp_path_factory.mktemp("comfyui"))
     with module.Server(base) as running:
         yield running
