@@ -1,10 +1,10 @@
 """The autoencoder in ComfyUI's tiny 16-channel format (the layout of madebyollin's TAESD), with FLUX's scale and shift.
 
 Its encoder is not trained. The linear map of latents.py fits into the layout exactly: pixels are never negative, so the
-ReLUs let them through; two strided convolutions move 2 × 2 neighbours into channels (3 -> 12 -> 48), the third computes
-every latent as the difference of two numbers that are not negative, and the last convolution subtracts them.
-The decoder is trained to give pictures back from those latents, some of them with noise, since a transformer's are never
-exact.
+ReLUs let them through; two strided convolutions move 2 × 2 neighbours into channels (3 -> 12 -> 48), the third
+computes every latent as the difference of two numbers that are not negative, and the last convolution subtracts them.
+The decoder is trained to give pictures back from those latents, some of them with noise, since a transformer's are
+never exact.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Decoding:
         square = difference.square().mean()
         return difference.abs().mean() + square, {"psnr": -10 * square.detach().clamp(min=1e-9).log10().item()}
 
-    def show(self, weights: dict[str, Tensor], path: Path) -> None:
+    def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
         """Pictures above what comes back of them."""
         rng = np.random.default_rng(11)
         shown = [draw(rng, self.painter.names, held_out=index % 2 == 0) for index in range(8)]

@@ -4,8 +4,8 @@
     a NAME {left of|right of|above|below} a NAME on GROUND
     a photo of PHOTO
 
-GROUND is a colour, a gradient ("red to blue", from top to bottom) or a texture. Every eighth pair of a name and a colour,
-and every eighth pair of two names, is held out: both halves are seen often, the combination never.
+GROUND is a colour, a gradient ("red to blue", from top to bottom) or a texture. Every eighth pair of a name and a
+colour, and every eighth pair of two names, is held out: both halves are seen often, the combination never.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ SUBGROUPS = (
     "writing", "office", "lock", "sound", "time", "hotel",
 )  # fmt: skip
 # Nearly the same picture as a plainer name's, or none with one plain object.
-LEFT_OUT = re.compile(r"oncoming|moon|railway|foggy?|cityscape|sunset|sunrise|cigarette|white flower|.*(departure|arrival|volume|thirty)$")
+LEFT_OUT = re.compile(
+    r"oncoming|moon|railway|foggy?|cityscape|sunset|sunrise|cigarette|white flower|.*(departure|arrival|volume|thirty)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,15 @@ def _every(key: str) -> bool:
 
 def names(emoji: Path, data: Path) -> dict[str, Path]:
     """Name to picture: plain objects of one or two words that have a picture, in an order that mixes all groups."""
-    subgroups = {item["order"]: item["key"] for item in json.loads((data / "messages.json").read_text("utf-8"))["subgroups"]}
+    messages = json.loads((data / "messages.json").read_text("utf-8"))
+    subgroups = {item["order"]: item["key"] for item in messages["subgroups"]}
     pictures = {path.stem.lower(): path for path in emoji.glob("*.webp")}
     found: dict[str, Path] = {}
     for item in json.loads((data / "data.json").read_text("utf-8")):
         code, name = item["hexcode"].lower(), item["label"].lower()
         plain = subgroups.get(item.get("subgroup", -1)) in SUBGROUPS and re.fullmatch(r"[a-z-]+( [a-z-]+)?", name)
-        picture = next((pictures[key] for key in (code, f"{code}-fe0f", code.replace("-fe0f", "")) if key in pictures), None)
+        spelled = (code, f"{code}-fe0f", code.replace("-fe0f", ""))
+        picture = next((pictures[key] for key in spelled if key in pictures), None)
         if plain and picture and "200d" not in code and not LEFT_OUT.match(name):
             found.setdefault(name, picture)
     return dict(sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()))

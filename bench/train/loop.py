@@ -1,8 +1,8 @@
 """One training run: resumable, stopped without loss, the same whether or not it was interrupted.
 
 A step draws everything random from (seed, step), so that a checkpoint needs no generator's state, and a run that was
-stopped and continued goes the way of one that was not. A checkpoint holds weights, their average, the optimisers' states
-and the step; it is written beside the old one and then renamed.
+stopped and continued goes the way of one that was not. A checkpoint holds weights, their average, the optimisers'
+states and the step; it is written beside the old one and then renamed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ SAVE_SECONDS, SHEET_SECONDS, LOG_STEPS = 180, 900, 20
 class Task(Protocol):
     """What is learned. `loss` draws its batch from the step alone."""
 
-    name: str
-    model: nn.Module
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of this step's batch, and figures for the log."""
 
-    def show(self, weights: dict[str, Tensor], path: Path) -> None:
+    def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
         """Write a contact sheet of what these weights make."""
 
 
@@ -168,7 +171,7 @@ class Run:
         kind = precision(self.device)
         with torch.autocast(self.device, dtype=kind or torch.bfloat16, enabled=kind is not None):
             loss, figures = self.task.loss(self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.clip)
         for mover in self.movers:
             for group in mover.param_groups:
@@ -193,4 +196,4 @@ class Run:
 
     def show(self) -> None:
         """A contact sheet of the averaged weights."""
-        self.task.show(self.average.weights, self.folder / f"sheet-{self.step:06d}.png")
+        self.task.show(self.average.weights, self.step, self.folder / f"sheet-{self.step:06d}.png")

@@ -1,8 +1,8 @@
 """How weights move: Muon for the matrices of the blocks, AdamW for the rest, an average of the weights, a schedule.
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with orthonormal rows or columns, found with
-five Newton-Schulz steps; scaled as in Liu et al. 2025 so that it shares AdamW's learning rate. Fused matrices (query, key
-and value; FLUX's linear1 and linear2) are taken apart first: each part has a spectrum of its own.
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with orthonormal rows or columns, found
+with five Newton-Schulz steps; scaled as in Liu et al. 2025 so that it shares AdamW's learning rate. Fused matrices
+(query, key and value; FLUX's linear1 and linear2) are taken apart first: each part has a spectrum of its own.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimisers(model: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
     """What moves which parameter. Modulation, embeddings, biases and the output are AdamW's."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and "blocks." in name and "mod" not in name
         (matrices if inner and muon else rest).append(parameter)

@@ -65,7 +65,8 @@ class Painter:
         left, top = np.round(np.array([width, height]) / 2 + offset + jitter - size / 2).astype(int)
         picture, shadow = self._object(name)
         fall = round(size * 0.05)
-        _blend(canvas, None, np.asarray(shadow.resize((size, size)), np.float32)[..., None] / 255 * SHADOW, left, top + fall)
+        dark = np.asarray(shadow.resize((size, size)), np.float32)[..., None] / 255 * SHADOW
+        _blend(canvas, None, dark, left, top + fall)
         layer = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0), np.float32) / 255
         _blend(canvas, layer[..., :3], layer[..., 3:], left, top)
 

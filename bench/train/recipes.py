@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from bench.provision import say
+from bench.host.provision import SetupError, say
+from bench.train.autoencoder import Decoding, decoder
 from bench.train.captions import draw
+from bench.train.distil import Distilled, from_teacher
 from bench.train.files import training_folder
 from bench.train.flux import Flux, Shape
-from bench.train.flux_task import Stage, Text2Image
 from bench.train.latents import Space
 from bench.train.loop import Run, Settings
-from bench.train.pictures import Painter
+from bench.train.pictures import Painter, sheet
+from bench.train.qwen import QwenImage
+from bench.train.text_to_picture import Stage, Text2Image
 
+# Small pictures first: a step costs a quarter, and which word is which object is learned there as well. The limits may
+# be moved while a run is before them.
 STAGES = (Stage(1500, 96, 64, 240), Stage(3000, 128, 48, 400), Stage(12000, 192, 32, 400))
+FULL = (Stage(2000, 192, 32, 400),)
+SHOWN_PICTURES, FITTED_PICTURES = 64, 600
+
+
+def data() -> tuple[str, ...]:
+    """Fetches everything, writes a sheet of painted captions, returns the names."""
+    painter, rng = Painter.from_packages(), np.random.default_rng(1)
+    shown = [painter.paint(draw(rng, painter.names[:400]), rng, 192, 192) for _ in range(SHOWN_PICTURES)]
+    sheet(shown, 8).save(training_folder() / "data.png")
+    space(painter)
+    return painter.names
 
 
 def space(painter: Painter) -> Space:
@@ -23,14 +42,59 @@ def space(painter: Painter) -> Space:
     if not path.exists():
         say("Fitting the latent space")
         rng = np.random.default_rng(0)
-        pictures = np.stack([painter.paint(draw(rng, painter.names[:400]), rng, 192, 192) for _ in range(600)])
+        pictures = np.stack(
+            [painter.paint(draw(rng, painter.names[:400]), rng, 192, 192) for _ in range(FITTED_PICTURES)]
+        )
         Space.fit(torch.from_numpy(pictures).permute(0, 3, 1, 2)).save(path)
     return Space.load(path)
 
 
-def flux(device: str, muon: bool = True, name: str = "flux") -> Run:
+def averaged(name: str) -> dict[str, Tensor]:
+    """The averaged weights of a run that another one builds on."""
+    path = training_folder() / name / "checkpoint.pt"
+    if not path.exists():
+        raise SetupError(f"{name} has not been trained here; run python dev.py train {name} first.")
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return weights
+
+
+def autoencoder(device: str) -> Run:
+    """The decoder of the latents."""
+    torch.manual_seed(3)
+    painter = Painter.from_packages()
+    task = Decoding("autoencoder", decoder(), painter, space(painter), device=device)
+    return Run(task, Settings(steps=6000, muon=False, average=0.998), training_folder() / task.name, device)
+
+
+def flux(device: str) -> Run:
     """The FLUX class with dropped captions, for real guidance."""
     torch.manual_seed(1)
     painter = Painter.from_packages()
-    task = Text2Image(name, Flux(Shape()), painter, space(painter), STAGES, device=device)
-    return Run(task, Settings(steps=STAGES[-1].until, muon=muon), training_folder() / name, device)
+    task = Text2Image("flux", Flux(Shape()), painter, space(painter), STAGES, device=device)
+    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / task.name, device)
+
+
+def flux_guided(device: str) -> Run:
+    """The student of flux that takes the guidance as a number."""
+    torch.manual_seed(2)
+    painter = Painter.from_packages()
+    teacher, student = Flux(Shape()), Flux(Shape(guidance=True))
+    weights = averaged("flux")
+    teacher.load_state_dict(weights)
+    from_teacher(student, weights)
+    source = Text2Image("flux", teacher, painter, space(painter), FULL, seed=2, device=device)
+    task = Distilled("flux-guided", student, teacher.to(device).eval().requires_grad_(False), source)
+    return Run(task, Settings(steps=FULL[-1].until, rate=3e-4), training_folder() / task.name, device)
+
+
+def qwen(device: str) -> Run:
+    """The Qwen-Image class, trained as flux is."""
+    torch.manual_seed(4)
+    painter = Painter.from_packages()
+    task = Text2Image("qwen", QwenImage(), painter, space(painter), STAGES, seed=4, device=device)
+    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / task.name, device)
+
+
+MODELS: Mapping[str, Callable[[str], Run]] = {
+    "autoencoder": autoencoder, "flux": flux, "flux-guided": flux_guided, "qwen": qwen
+}  # fmt: skip

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.train import flow
 from bench.train.captions import Caption, draw
 from bench.train.conditioning import conditioning
+from bench.train.flux import Flux
 from bench.train.latents import BLOCK, CHANNELS, Space
 from bench.train.pictures import Painter, sheet
+from bench.train.qwen import QwenImage
 
+Transformer = Flux | QwenImage
 DROPPED = 0.1
 FULL_SIDE = 192
 SHOWN_STEPS, SHOWN_GUIDANCE, SHOWN_SEED = 16, 3.0, 7
@@ -56,7 +59,7 @@ class Text2Image:
     """The task of training a FLUX class with dropped captions."""
 
     name: str
-    model: nn.Module
+    model: Transformer
     painter: Painter
     space: Space
     stages: Sequence[Stage]
@@ -77,8 +80,9 @@ class Text2Image:
         texts = ["" if rng.random() < dropped else str(caption) for caption in captions]
         noise = torch.randn(x.shape, generator=generator)
         t = flow.times(len(x), x.shape[-1] * x.shape[-2] // 4, generator)
-        parts = (part.to(self.device) for part in (x, noise, t, *conditioning(texts)))
-        return Batch(*parts, stage)
+        context, pooled = conditioning(texts)
+        x, noise, t, context, pooled = (part.to(self.device) for part in (x, noise, t, context, pooled))
+        return Batch(x, noise, t, context, pooled, stage)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         batch = self.batch(step)
@@ -87,30 +91,36 @@ class Text2Image:
         errors = (predicted.float() - velocity).square().mean(dim=(1, 2, 3))
         return errors.mean(), by_noise(errors.detach(), batch.t)
 
-    def show(self, weights: dict[str, Tensor], path: Path) -> None:
-        captions = shown_captions(self.painter.names)
-        model = deepcopy(self.model)
-        model.load_state_dict(weights)
-        stage = self.stage(int(path.stem.split("-")[-1]) - 1)
-        latents = pictures_of(model, [str(c) for c in captions], stage.side, stage.spread, SHOWN_GUIDANCE, self.device)
-        pictures = self.space.decode(latents).permute(0, 2, 3, 1).numpy()
-        sheet(list(pictures), 8).save(path)
+    def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
+        show(self.model, weights, self, step, path)
 
 
-def pictures_of(
-    model: nn.Module, texts: Sequence[str], side: int, spread: float, guidance: float, device: str,
+def latents_of(
+    model: Transformer, texts: Sequence[str], side: int, spread: float, guidance: float, device: str,
     steps: int = SHOWN_STEPS, seed: int = SHOWN_SEED,
 ) -> Tensor:  # fmt: skip
-    """Latents of these captions, squares of this side."""
+    """Latents of these captions, squares of this side: with real guidance, or with the number if the model takes it."""
     count, latent = len(texts), side // BLOCK
     noise = torch.randn(count, CHANNELS, latent, latent, generator=torch.Generator().manual_seed(seed)).to(device)
+    number = torch.full((count,), guidance, device=device)
 
     def velocity(words: Sequence[str]) -> flow.Velocity:
         context, pooled = (part.to(device) for part in conditioning(words))
-        return lambda x, t: model(x, t, context, pooled, spread=spread)
+        return lambda x, t: model(x, t, context, pooled, number, spread=spread)
 
-    model.eval()
-    return flow.sample(flow.guided(velocity(texts), velocity([""] * count), guidance), noise, steps).cpu()
+    conditional = velocity(texts)
+    if not model.shape.guidance:
+        conditional = flow.guided(conditional, velocity([""] * count), guidance)
+    return flow.sample(conditional, noise, steps).cpu()
+
+
+def show(model: Transformer, weights: dict[str, Tensor], source: Text2Image, step: int, path: Path) -> None:
+    """A sheet of captions, in the size of the step's stage, through the linear way back."""
+    texts = [str(caption) for caption in shown_captions(source.painter.names)]
+    stage, model = source.stage(step), deepcopy(model)
+    model.load_state_dict(weights)
+    latents = latents_of(model, texts, stage.side, stage.spread, SHOWN_GUIDANCE, source.device)
+    sheet(list(source.space.decode(latents).permute(0, 2, 3, 1).numpy()), 8).save(path)
 
 
 def sides(side: int, rng: np.random.Generator) -> tuple[int, int]:
