@@ -134,14 +134,14 @@ class Decoding:
         sheet([*pixels, *back], len(pixels)).save(path)
 
 
-def quality(space: Space, weights: dict[str, Tensor], painter: Painter, count: int = 64) -> float:
+def quality(space: Space, weights: dict[str, Tensor], painter: Painter, count: int = 64, side: int = 192) -> float:
     """Mean PSNR in dB of held-out pictures that went through the autoencoder."""
     rng, model = np.random.default_rng(17), decoder()
     model.load_state_dict(weights)
     found = []
     with torch.no_grad():
         for _ in range(count):
-            pixels = torch.from_numpy(painter.paint(draw(rng, painter.names, held_out=True), rng, 192, 192))
+            pixels = torch.from_numpy(painter.paint(draw(rng, painter.names, held_out=True), rng, side, side))
             pixels = pixels.permute(2, 0, 1)[None]
             error = (model(space.encode(pixels)).clamp(0, 1) - pixels).square().mean()
             found.append(-10 * error.log10().item())

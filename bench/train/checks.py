@@ -93,7 +93,7 @@ def held_out_singles(rng: np.random.Generator, known: Sequence[str], count: int)
     found: list[Caption] = []
     while len(found) < count:
         caption = draw(rng, known, held_out=True)
-        if len(caption.names) == 1:
+        if len(caption.names) == 1 and caption.ground[0] in COLOURS:
             found.append(caption)
     return found
 

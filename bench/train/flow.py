@@ -37,7 +37,7 @@ def noised(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def sigmas(steps: int, tokens: int) -> Tensor:
     """steps + 1 noise levels from 1 to 0, shifted."""
     even, factor = torch.linspace(1, 0, steps + 1), math.exp(shift(tokens))
-    return factor * even / (1 + (factor - 1) * even)
+    return factor * even / (1 - even + factor * even)
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:

@@ -51,6 +51,7 @@ class Settings:
     muon: bool = True
     average: float = 0.999
     clip: float = 1.0
+    warmup: int = 100
     cool: float = 0.2
 
 
@@ -167,7 +168,7 @@ class Run:
     def one_step(self) -> dict[str, float]:
         """One batch, one move. Returns its figures."""
         wall, processor = time.monotonic(), time.process_time()
-        share = schedule(self.step, self.settings.steps, cool=self.settings.cool)
+        share = schedule(self.step, self.settings.steps, self.settings.warmup, self.settings.cool)
         kind = precision(self.device)
         with torch.autocast(self.device, dtype=kind or torch.bfloat16, enabled=kind is not None):
             loss, figures = self.task.loss(self.step)
