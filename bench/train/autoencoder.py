@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.train.ahead import Ahead
 from bench.train.captions import draw
 from bench.train.latents import BLOCK, CHANNELS, Space
 from bench.train.pictures import Painter, sheet
@@ -92,16 +93,13 @@ def exported(space: Space, decoding: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, "vae_scale": torch.tensor(SCALE), "vae_shift": torch.tensor(SHIFT)}
 
 
-@dataclass(slots=True)
-class Decoding:
-    """The task of training the decoder on crops."""
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Crops of painted captions, and their latents."""
 
-    name: str
-    model: nn.Module
     painter: Painter
     space: Space
     seed: int = 3
-    device: str = "cpu"
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Crops b 3 h w, and their latents, half of them noisy."""
@@ -115,10 +113,21 @@ class Decoding:
         latents = self.space.encode(pixels)
         level = (torch.rand(BATCH, 1, 1, 1, generator=generator) * 2 - 1).clamp(min=0) * MOST_NOISE
         noisy = latents + level * torch.randn(latents.shape, generator=generator)
-        return pixels.to(self.device), noisy.to(self.device)
+        return pixels, noisy
+
+
+@dataclass(slots=True)
+class Decoding:
+    """A decoder learns to give pictures back from 16 numbers for 8 × 8 pixels."""
+
+    name: str
+    model: nn.Module
+    source: Crops
+    batches: Ahead[tuple[Tensor, Tensor]]
+    device: str = "cpu"
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        pixels, latents = self.batch(step)
+        pixels, latents = (part.to(self.device) for part in self.batches(step))
         difference = self.model(latents).float() - pixels
         square = difference.square().mean()
         return difference.abs().mean() + square, {"psnr": -10 * square.detach().clamp(min=1e-9).log10().item()}
@@ -126,10 +135,11 @@ class Decoding:
     def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
         """Pictures above what comes back of them."""
         rng = np.random.default_rng(11)
-        shown = [draw(rng, self.painter.names, held_out=index % 2 == 0) for index in range(8)]
-        pixels = np.stack([self.painter.paint(caption, rng, 192, 192) for caption in shown])
+        painter, space = self.source.painter, self.source.space
+        shown = [draw(rng, painter.names, held_out=index % 2 == 0) for index in range(8)]
+        pixels = np.stack([painter.paint(caption, rng, 192, 192) for caption in shown])
         with torch.no_grad():
-            latents = self.space.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)).to(self.device)
+            latents = space.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2)).to(self.device)
             back = torch.func.functional_call(self.model, weights, (latents,)).cpu().permute(0, 2, 3, 1).numpy()
         sheet([*pixels, *back], len(pixels)).save(path)
 

@@ -110,9 +110,9 @@ def report(run: Run, count: int = COUNT) -> str:
     """The checks of one model as text."""
     task, weights = run.task, run.average.weights
     if isinstance(task, Decoding):
-        return f"{task.name}: {quality(task.space, weights, task.painter):.2f} dB on held-out pictures"
+        return f"{task.name}: {quality(task.source.space, weights, task.source.painter):.2f} dB on held-out pictures"
     assert isinstance(task, (Text2Image, Distilled))
-    source = task if isinstance(task, Text2Image) else task.source
+    source = task.source
     stage = source.stage(run.step - 1)
     judge = Judge.from_file(next(files.folder_of(files.FEATURES).iterdir()))
     bench = Bench(source.painter, judge, source.painter.names[: stage.names], count, stage.side)

@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("name", nargs="?", choices=NAMES, help="only this one (default: all, in order)")
     top.add_argument("--steps", type=int, metavar="N", help="end after N steps in all, to go on later")
+    top.add_argument(
+        "--workers", type=int, metavar="N", help="painting processes (default: 0; with a GPU one a core)"
+    )
     top.add_argument("--check", action="store_true", help="judge what was trained instead of training it")
     top.add_argument("--export", type=Path, metavar="DIR", help="write weights and card instead of training")
     top.add_argument(
@@ -48,12 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = options.workers
+    if workers is None:
+        workers = 0 if device == "cpu" or options.check or options.export else (os.cpu_count() or 1)
     chosen = NAMES if options.name is None else (options.name,)
     for name in chosen:
         if name == "data":
             say(f"{len(recipes.data())} pictures with names; a sheet of captions is in {files.training_folder()}")
             continue
-        run = recipes.MODELS[name](device)
+        run = recipes.MODELS[name](device, workers)
         say(f"{name}: step {run.step} of {run.settings.steps}, {run.folder}")
         if options.check:
             print(checks.report(run, options.captions))

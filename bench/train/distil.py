@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.train import flow
+from bench.train.ahead import Ahead
 from bench.train.conditioning import conditioning
 from bench.train.flux import Flux
-from bench.train.text_to_picture import Text2Image, by_noise, show
+from bench.train.source import Batch, Source
+from bench.train.text_to_picture import by_noise, show
 
 LEAST, MOST = 1.0, 5.0
 
@@ -31,26 +33,28 @@ def from_teacher(student: Flux, weights: dict[str, Tensor]) -> None:
 
 @dataclass(slots=True)
 class Distilled:
-    """The task of training the student. `source` draws the batches that the teacher was trained on."""
+    """A student learns the guided output of a teacher, with the guidance as a number."""
 
     name: str
     model: Flux
     teacher: Flux
-    source: Text2Image
+    source: Source
+    batches: Ahead[Batch]
+    device: str = "cpu"
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = self.source.batch(step, dropped=0.0)
+        batch = self.batches(step).to(self.device)
         generator = torch.Generator().manual_seed(step)
         scale = LEAST + (MOST - LEAST) * torch.rand(len(batch.x), generator=generator).to(batch.x.device)
         noisy, _ = flow.noised(batch.x, batch.noise, batch.t)
         nothing = [part.to(batch.x.device) for part in conditioning([""] * len(batch.x))]
         with torch.no_grad():
-            conditional = self.teacher(noisy, batch.t, batch.context, batch.pooled, spread=batch.stage.spread).float()
-            plain = self.teacher(noisy, batch.t, *nothing, spread=batch.stage.spread).float()
+            conditional = self.teacher(noisy, batch.t, batch.context, batch.pooled, spread=batch.spread).float()
+            plain = self.teacher(noisy, batch.t, *nothing, spread=batch.spread).float()
             goal = plain + scale.reshape(-1, 1, 1, 1) * (conditional - plain)
-        out = self.model(noisy, batch.t, batch.context, batch.pooled, scale, spread=batch.stage.spread).float()
+        out = self.model(noisy, batch.t, batch.context, batch.pooled, scale, spread=batch.spread).float()
         errors = (out - goal).square().mean(dim=(1, 2, 3))
         return errors.mean(), by_noise(errors.detach(), batch.t)
 
     def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
-        show(self.model, weights, self.source, step, path)
+        show(self.model, weights, self.source, step, path, self.device)

@@ -37,7 +37,7 @@ def tensors(run: Run) -> dict[str, Tensor]:
     """The averaged weights under the names of the file format."""
     averaged = {name: value.cpu() for name, value in run.average.weights.items()}
     if isinstance(run.task, Decoding):
-        return autoencoder.exported(run.task.space, averaged)
+        return autoencoder.exported(run.task.source.space, averaged)
     return flux.exported(averaged) if isinstance(run.task.model, Flux) else averaged
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bench.train.ahead import Ahead
 from bench.train.optimiser import Average, optimisers, schedule
 
 SAVE_SECONDS, SHEET_SECONDS, LOG_STEPS = 180, 900, 20
@@ -34,6 +35,9 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def batches(self) -> Ahead[Any]: ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of this step's batch, and figures for the log."""
@@ -163,6 +167,7 @@ class Run:
             self.save()
             if not stop.asked:
                 self.show()
+        self.task.batches.close()
         return not stop.asked
 
     def one_step(self) -> dict[str, float]:

@@ -88,8 +88,8 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            self.weights[name].lerp_(value, share)
+        now = model.state_dict()
+        torch._foreach_lerp_([self.weights[name] for name in now], list(now.values()), share)
 
 
 def schedule(step: int, goal: int, warmup: int = 100, cool: float = 0.2, floor: float = 0.02) -> float:

@@ -24,15 +24,19 @@ class Painter:
     """Makes the picture of a caption. Objects are opened once and kept."""
 
     def __init__(self, objects: Mapping[str, Path], photos: Path) -> None:
-        self.objects, self._photos = objects, photos
+        self.objects, self._photos = dict(objects), photos
         self._object = lru_cache(maxsize=None)(self._open_object)
-        self._photo = lru_cache(maxsize=None)(lambda file: Image.open(photos / file).convert("RGB"))
+        self._photo = lru_cache(maxsize=None)(self._open_photo)
 
     @classmethod
     def from_packages(cls) -> Painter:
         """From the cache folder, where the packages are fetched on first use."""
         found = names(files.folder_of(files.EMOJI), files.folder_of(files.NAMES))
         return cls(found, files.folder_of(files.PHOTOS))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To another process goes where the pictures are, not the opened ones."""
+        return Painter, (self.objects, self._photos)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -76,6 +80,10 @@ class Painter:
             picture = source.convert("RGBA").resize((256, 256))
         shadow = picture.getchannel("A").resize((64, 64)).filter(ImageFilter.GaussianBlur(2.5))
         return picture.convert("RGBa"), shadow
+
+    def _open_photo(self, file: str) -> Image.Image:
+        with Image.open(self._photos / file) as source:
+            return source.convert("RGB")
 
     def _ground(self, words: tuple[str, ...], rng: np.random.Generator, height: int, width: int) -> Array:
         if words[0] in TINTS:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.host.provision import SetupError, say
-from bench.train.autoencoder import Decoding, decoder
+from bench.train.ahead import Ahead
+from bench.train.autoencoder import Crops, Decoding, decoder
 from bench.train.captions import draw
 from bench.train.distil import Distilled, from_teacher
 from bench.train.files import training_folder
@@ -18,7 +19,8 @@ from bench.train.latents import Space
 from bench.train.loop import Run, Settings
 from bench.train.pictures import Painter, sheet
 from bench.train.qwen import QwenImage
-from bench.train.text_to_picture import Stage, Text2Image
+from bench.train.source import Source, Stage
+from bench.train.text_to_picture import Text2Image
 
 # Small pictures first: a step costs a quarter, and which word is which object is learned there as well. The limits may
 # be moved while a run is before them.
@@ -58,23 +60,22 @@ def averaged(name: str) -> dict[str, Tensor]:
     return weights
 
 
-def autoencoder(device: str) -> Run:
+def autoencoder(device: str, workers: int) -> Run:
     """The decoder of the latents."""
     torch.manual_seed(3)
     painter = Painter.from_packages()
-    task = Decoding("autoencoder", decoder(), painter, space(painter), device=device)
+    source = Crops(painter, space(painter))
+    task = Decoding("autoencoder", decoder(), source, Ahead(source.batch, workers), device)
     return Run(task, Settings(steps=6000, muon=False, average=0.998), training_folder() / task.name, device)
 
 
-def flux(device: str) -> Run:
+def flux(device: str, workers: int) -> Run:
     """The FLUX class with dropped captions, for real guidance."""
     torch.manual_seed(1)
-    painter = Painter.from_packages()
-    task = Text2Image("flux", Flux(Shape()), painter, space(painter), STAGES, device=device)
-    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / task.name, device)
+    return _text_to_picture("flux", Flux(Shape()), 1, device, workers)
 
 
-def flux_guided(device: str) -> Run:
+def flux_guided(device: str, workers: int) -> Run:
     """The student of flux that takes the guidance as a number."""
     torch.manual_seed(2)
     painter = Painter.from_packages()
@@ -82,19 +83,25 @@ def flux_guided(device: str) -> Run:
     weights = averaged("flux")
     teacher.load_state_dict(weights)
     from_teacher(student, weights)
-    source = Text2Image("flux", teacher, painter, space(painter), FULL, seed=2, device=device)
-    task = Distilled("flux-guided", student, teacher.to(device).eval().requires_grad_(False), source)
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    source = Source(painter, space(painter), FULL, seed=2, dropped=0.0)
+    task = Distilled("flux-guided", student, teacher, source, Ahead(source.batch, workers), device)
     return Run(task, Settings(steps=FULL[-1].until, rate=3e-4), training_folder() / task.name, device)
 
 
-def qwen(device: str) -> Run:
+def qwen(device: str, workers: int) -> Run:
     """The Qwen-Image class, trained as flux is."""
     torch.manual_seed(4)
+    return _text_to_picture("qwen", QwenImage(), 4, device, workers)
+
+
+def _text_to_picture(name: str, model: Flux | QwenImage, seed: int, device: str, workers: int) -> Run:
     painter = Painter.from_packages()
-    task = Text2Image("qwen", QwenImage(), painter, space(painter), STAGES, seed=4, device=device)
-    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / task.name, device)
+    source = Source(painter, space(painter), STAGES, seed)
+    task = Text2Image(name, model, source, Ahead(source.batch, workers), device)
+    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / name, device)
 
 
-MODELS: Mapping[str, Callable[[str], Run]] = {
+MODELS: Mapping[str, Callable[[str, int], Run]] = {
     "autoencoder": autoencoder, "flux": flux, "flux-guided": flux_guided, "qwen": qwen
 }  # fmt: skip

@@ -38,11 +38,13 @@ from bench.train import (
     qwen,
 )
 from bench.train import text_to_picture as module_of_tasks
+from bench.train.ahead import Ahead
 from bench.train.captions import COLOURS, Caption, draw
 from bench.train.latents import Space
 from bench.train.loop import Run, Settings
 from bench.train.pictures import Painter, sheet
-from bench.train.text_to_picture import Stage, Text2Image, latents_of, sides
+from bench.train.source import Source, Stage, sides
+from bench.train.text_to_picture import Text2Image, latents_of
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "bench" / "weights"
 OBJECTS = {"hot pepper": (200, 20, 20), "fox": (240, 130, 30), "whale": (30, 80, 220), "pear": (120, 200, 60)}
@@ -223,7 +225,8 @@ def test_the_decoder_learns(painter: Painter, space: Space, tmp_path: Path, monk
     monkeypatch.setattr(autoencoder, "CROP", 16)
     monkeypatch.setattr(autoencoder, "BATCH", 1)
     torch.manual_seed(0)
-    task = autoencoder.Decoding("autoencoder", autoencoder.decoder(), painter, space)
+    source = autoencoder.Crops(painter, space)
+    task = autoencoder.Decoding("autoencoder", autoencoder.decoder(), source, Ahead(source.batch, 0))
     run = Run(task, Settings(steps=1000, muon=False, average=0.5, warmup=1), tmp_path)
     figures = [run.one_step()["psnr"] for _ in range(6)]
     with torch.no_grad():
@@ -359,6 +362,10 @@ def seeded() -> nn.Module:
     return nn.ModuleDict({"blocks": nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))})["blocks"]
 
 
+def points(step: int) -> Tensor:
+    return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+
+
 @dataclass
 class Line:
     """A toy task: a line through noisy points, with a matrix that Muon moves."""
@@ -366,12 +373,13 @@ class Line:
     name: str = "line"
     model: nn.Module = field(default_factory=seeded)
     interrupt_at: int = -1
+    batches: Ahead[Tensor] = field(default_factory=lambda: Ahead(points, 0))
     shown: list[str] = field(default_factory=list)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         if step == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        x = self.batches(step)
         return (self.model(x) - x.flip(1)).square().mean(), {"even": float(step % 2 == 0)}
 
     def show(self, weights: dict[str, Tensor], step: int, path: Path) -> None:
@@ -443,28 +451,42 @@ def test_steps_that_are_not_finite_move_nothing(tmp_path: Path) -> None:
     assert same(before, list(run.task.model.state_dict().values()))
 
 
+def test_other_processes_make_the_same_batches(painter: Painter, space: Space) -> None:
+    source = source_of(painter, space)
+    ahead = Ahead(source.batch, 1)
+    try:
+        for step in (0, 1, 2, 7):
+            assert torch.equal(ahead(step).x, source.batch(step).x)
+    finally:
+        ahead.close()
+
+
 # --- the tasks ------------------------------------------------------------------------------------------------------
 
 
-def text_to_picture(painter: Painter, space: Space, model: Any = None) -> Text2Image:
-    stages = (Stage(5, 32, 4, 2), Stage(100, 64, 2, 4))
-    return Text2Image("flux", model or flux.Flux(TINY), painter, space, stages)
+def source_of(painter: Painter, space: Space, dropped: float = 0.1) -> Source:
+    return Source(painter, space, (Stage(5, 32, 4, 2), Stage(100, 64, 2, 4)), dropped=dropped)
+
+
+def text_to_picture(painter: Painter, space: Space) -> Text2Image:
+    source = source_of(painter, space)
+    return Text2Image("flux", flux.Flux(TINY), source, Ahead(source.batch, 0))
 
 
 def test_a_batch_comes_from_its_step_alone(painter: Painter, space: Space) -> None:
-    task = text_to_picture(painter, space)
+    task = source_of(painter, space)
     one, two = task.batch(3), task.batch(3)
     assert torch.equal(one.x, two.x) and torch.equal(one.noise, two.noise) and torch.equal(one.context, two.context)
     assert not torch.equal(one.noise, task.batch(4).noise)
-    assert len(one.x) == 4 and one.stage.spread == 6 and len(task.batch(50).x) == 2
-    assert task.batch(10**6).stage is task.stages[-1], "a raised goal goes on in the last stage"
+    assert len(one.x) == 4 and one.spread == 6 and len(task.batch(50).x) == 2
+    assert task.stage(10**6) is task.stages[-1], "a raised goal goes on in the last stage"
 
 
 def test_a_tenth_of_the_captions_is_dropped(painter: Painter, space: Space) -> None:
-    task = text_to_picture(painter, space)
+    task, never = source_of(painter, space), source_of(painter, space, dropped=0.0)
     empty = [not pooled.any() for step in range(100) for pooled in task.batch(step % 5 + 1000 * (step // 5)).pooled]
     assert 0.04 < sum(empty) / len(empty) < 0.18
-    assert all(pooled.any() for step in range(20) for pooled in task.batch(step, dropped=0.0).pooled)
+    assert all(pooled.any() for step in range(20) for pooled in never.batch(step).pooled)
 
 
 def test_the_flow_of_one_caption_is_learned(painter: Painter, space: Space, tmp_path: Path) -> None:
@@ -491,7 +513,8 @@ def test_a_student_begins_as_its_teacher_and_learns_its_guidance(
     with torch.no_grad():
         assert torch.allclose(student(x, t, context, pooled, torch.tensor([1.0, 4.0])), teacher(x, t, context, pooled))
     teacher.requires_grad_(False)
-    task = distil.Distilled("flux-guided", student, teacher, text_to_picture(painter, space, teacher))
+    source = source_of(painter, space, dropped=0.0)
+    task = distil.Distilled("flux-guided", student, teacher, source, Ahead(source.batch, 0))
     run = Run(task, Settings(steps=500, rate=2e-4, warmup=1), tmp_path)
     with torch.no_grad():
         before = task.loss(0)[0].item()
