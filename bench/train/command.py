@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("name", nargs="?", choices=NAMES, help="only this one (default: all, in order)")
     top.add_argument("--steps", type=int, metavar="N", help="end after N steps in all, to go on later")
-    top.add_argument(
-        "--workers", type=int, metavar="N", help="painting processes (default: 0; with a GPU one a core)"
-    )
+    top.add_argument("--workers", type=int, metavar="N", help="painting processes (default: 0; with a GPU one a core)")
     top.add_argument("--check", action="store_true", help="judge what was trained instead of training it")
     top.add_argument("--export", type=Path, metavar="DIR", help="write weights and card instead of training")
     top.add_argument(

@@ -97,10 +97,20 @@ class Modulation(nn.Module):
         return self.lin(F.silu(vec))[:, None].chunk(self.parts, dim=-1)
 
 
+class Norm(nn.RMSNorm):
+    """In float32 whatever autocast says: the fused kernel wants input and weight of one type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class HeadNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.query_norm, self.key_norm = nn.RMSNorm(HEAD, eps=1e-6), nn.RMSNorm(HEAD, eps=1e-6)
+        self.query_norm, self.key_norm = Norm(HEAD), Norm(HEAD)
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """b n (3 head d) -> three of b head n d."""

@@ -21,10 +21,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bench.host.provision import SetupError, try_lock
 from bench.train.ahead import Ahead
 from bench.train.optimiser import Average, optimisers, schedule
 
-SAVE_SECONDS, SHEET_SECONDS, LOG_STEPS = 180, 900, 20
+SAVE_SECONDS, LOG_STEPS = 180, 20
+SHEET_SECONDS = 600
+"""Of processor time: on a busy machine a sheet takes as long as many steps."""
 
 
 class Task(Protocol):
@@ -144,10 +147,25 @@ class Run:
             os.fsync(handle.fileno())
         os.replace(part, self.checkpoint)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Only one process trains in a folder; who it is stands in `pid`."""
+        with open(self.folder / "lock", "a+b") as handle:
+            if not try_lock(handle):
+                raise SetupError(f"Another process trains in {self.folder}; end it first, or let it go on.")
+            (self.folder / "pid").write_text(str(os.getpid()), "utf-8")
+            yield
+
     def train(self, until: int | None = None) -> bool:
         """Steps until the goal, or until stopped: False. `until` ends earlier, for tests and trials."""
+        with self.alone():
+            if self.checkpoint.exists():  # another process may have gone on since this one looked
+                self.load()
+            return self._train(until)
+
+    def _train(self, until: int | None) -> bool:
         goal = min(self.settings.steps, until or self.settings.steps)
-        saved = shown = time.monotonic()
+        saved, shown = time.monotonic(), time.process_time()
         log: list[dict[str, float]] = []
         with stoppable() as stop:
             while self.step < goal and not stop.asked:
@@ -155,13 +173,12 @@ class Run:
                 if self.step % LOG_STEPS == 0 or self.step == goal:
                     self.write_log(log)
                     log = []
-                now = time.monotonic()
-                if now - saved > SAVE_SECONDS:
+                if time.monotonic() - saved > SAVE_SECONDS:
                     self.save()
                     saved = time.monotonic()
-                if now - shown > SHEET_SECONDS:
+                if time.process_time() - shown > SHEET_SECONDS:
                     self.show()
-                    shown = time.monotonic()
+                    shown = time.process_time()
             if log:
                 self.write_log(log)
             self.save()

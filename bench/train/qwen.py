@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.train.flux import HEAD, PATCH, attend, frequencies, grid, normed, patches, rotation, unpatched
+from bench.train.flux import HEAD, PATCH, Norm, attend, frequencies, grid, normed, patches, rotation, unpatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(hidden, hidden) for _ in range(3))
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(hidden, hidden) for _ in range(3))
         self.to_out, self.to_add_out = nn.ModuleList((nn.Linear(hidden, hidden),)), nn.Linear(hidden, hidden)
-        self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k = (nn.RMSNorm(HEAD, eps=1e-6) for _ in range(4))
+        self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k = (Norm(HEAD) for _ in range(4))
 
     def forward(self, img: Tensor, txt: Tensor, angle: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         q = torch.cat((self.norm_added_q(heads(self.add_q_proj(txt))), self.norm_q(heads(self.to_q(img)))), dim=2)
@@ -100,7 +100,7 @@ class QwenImage(nn.Module):
         super().__init__()
         self.shape, hidden, width = shape, shape.hidden, shape.channels * PATCH**2
         self.time_text_embed = nn.ModuleDict({"timestep_embedder": TimeEmbedder(hidden)})
-        self.txt_norm = nn.RMSNorm(shape.text, eps=1e-6)
+        self.txt_norm = Norm(shape.text)
         self.img_in, self.txt_in = nn.Linear(width, hidden), nn.Linear(shape.text, hidden)
         self.transformer_blocks = nn.ModuleList(Block(hidden) for _ in range(shape.blocks))
         self.norm_out = nn.ModuleDict({"linear": nn.Linear(hidden, 2 * hidden)})

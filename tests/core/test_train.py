@@ -306,6 +306,21 @@ def test_a_transformer_starts_at_zero_and_depends_on_everything(model: Any) -> N
         assert not torch.allclose(out, turned)
 
 
+@pytest.mark.parametrize("model", [flux.Flux(TINY), qwen.QwenImage(qwen.Shape(hidden=flux.HEAD, blocks=1))])
+def test_bfloat16_computes_nearly_the_same(model: Any) -> None:
+    """What machines with units for it train in."""
+    wake(model)
+    x, t, (context, pooled) = torch.randn(1, 16, 4, 4), torch.tensor([0.5]), conditioning.conditioning(["a fox on red"])
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(x, t, context, pooled).float().square().mean().backward()
+        found = [parameter.grad for parameter in model.parameters()]  # Qwen-Image's last text goes nowhere
+        gradients.append(torch.cat([gradient.flatten() for gradient in found if gradient is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95 and not torch.equal(*gradients)
+
+
 def test_the_guidance_is_told_as_a_number() -> None:
     model = wake(flux.Flux(replace(TINY, guidance=True)))
     x, t, (context, pooled) = torch.randn(1, 16, 4, 4), torch.tensor([0.5]), conditioning.conditioning(["a fox"])
@@ -406,6 +421,15 @@ def test_a_run_that_was_stopped_goes_the_way_of_one_that_was_not(tmp_path: Path)
     assert same(state(again), state(whole)) and not same(state(again), state(stopped))
     assert again.task.shown == ["sheet-000040.png"]  # type: ignore[attr-defined]
     assert not list((tmp_path / "stopped").glob("*.part"))
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
+    run, second = (Run(Line(), Settings(steps=2), tmp_path) for _ in range(2))
+    with run.alone(), pytest.raises(SetupError, match="Another process trains"):
+        second.train()
+    assert (tmp_path / "pid").read_text() == str(os.getpid())
+    assert run.train(), "the lock is given back"
+    assert second.train() and same(state(second), state(run)), "it goes on where the other ended"
 
 
 def test_the_signals_are_given_back(tmp_path: Path) -> None:
