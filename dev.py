@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
+    add("train", train, "make the small models from nothing, going on where it was stopped", add_help=False)
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
     add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
@@ -123,6 +124,11 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
     return run_script(carried.host() or setup_host.prepare(tools=True), ROOT / "bench" / "run.py", rest)
+
+
+def train(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/train/command.py in the host's Python."""
+    return run_script(setup_host.prepare(), ROOT / "bench" / "train" / "command.py", rest)
 
 
 def pack(options: argparse.Namespace, _rest: list[str]) -> int:

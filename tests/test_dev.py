@@ -97,9 +97,9 @@ def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypat
 @posix
 def test_only_one_process_sets_up(tmp_path):
     with provision.only_one(tmp_path), open(tmp_path / "lock", "a+b") as second:
-        assert not provision._try_lock(second)
+        assert not provision.try_lock(second)
     with open(tmp_path / "lock", "a+b") as third:
-        assert provision._try_lock(third)
+        assert provision.try_lock(third)
 
 
 def test_too_little_space_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
