@@ -430,7 +430,7 @@ def test_what_is_paid_back_brings_the_run_nearer_to_the_full_one(
         return float((host.sample(model, cfg=cfg, steps=28) - full).square().mean().sqrt())
 
     repaid = error(host.auto(speedup=2.0))
-    correction = type(host.core.methods()["auto"]().correction)
+    correction = type(host.core.methods()["auto"]().rules[0].correction)
     monkeypatch.setattr(correction, "repair", lambda self, history, new, *_: torch.zeros_like(new.value))
     assert repaid < 0.9 * error(host.auto(speedup=2.0))
     assert repaid < 0.05 * float(full.square().mean().sqrt())
@@ -455,7 +455,7 @@ def test_nothing_is_forecast_or_paid_back_across_the_edges_of_a_controlnet(
     controlled = host.model.clone()
     controlled.add_wrapper_with_key("apply_model", "control", add)
     method = host.core.methods()["auto"]()
-    predictor, correction = type(method.rules[0].predictor), type(method.correction)
+    predictor, correction = type(method.rules[0].predictor), type(method.rules[0].correction)
     predict, repair = predictor.predict, correction.repair
     forecast: dict[int, int] = {}
     gaps: dict[int, list[int]] = {}
@@ -495,7 +495,7 @@ def test_our_failure_costs_the_cache_and_never_the_picture(
 ) -> None:
     plain = host.sample(host.model)
     method = host.core.methods()["auto"]()
-    owner = type(method.correction if part == "repair" else method.rules[0].predictor)
+    owner = type(method.rules[0].correction if part == "repair" else method.rules[0].predictor)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("injected")
