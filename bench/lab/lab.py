@@ -19,8 +19,7 @@ import pkgutil
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -151,17 +150,6 @@ class Lab:
     def attach(self, model: Any, method: Any) -> Any:
         """A clone of `model` with a method of `cache_core` on it."""
         return self.pack.attach(model, method, None)
-
-    @contextmanager
-    def site(self, name: str | None) -> Iterator[None]:
-        """Sample at site "model" although a file describes the trunk; None: as the pack would."""
-        found = self.pack.architecture_of
-        try:
-            if name == "model":
-                self.pack.architecture_of = lambda _: None
-            yield
-        finally:
-            self.pack.architecture_of = found
 
     def sample(
         self,

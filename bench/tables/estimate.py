@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
 from cache_core.trace import ESTIMATE
 
@@ -57,7 +56,7 @@ def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[
             for count in COUNTS:
                 found: list[dict[str, object]] = []
                 with watched(site, found):
-                    studio.make(studio.lab.attach(studio.model, named(auto(count))), Pair(text, seed, cfg), STEPS)
+                    studio.make(studio.lab.attach(studio.model, auto(count).made()), Pair(text, seed, cfg), STEPS)
                 for record in found:
                     yield {"cfg": cfg, "computed": count, "seed": seed, **record}
 
