@@ -43,6 +43,8 @@ NOTHING_COLLECTED = 5  # pytest's exit code
 VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
 WORKERS = ("-n", "2", "--dist", "loadfile")
 """A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
+DRAWN = ("quality",)
+"""Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -123,7 +125,8 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     if rest in ([], ["-h"], ["--help"]):
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    return run_script(carried.host() or setup_host.prepare(tools=True), ROOT / "bench" / "run.py", rest)
+    host = carried.host() or setup_host.prepare(tools=rest[0] in DRAWN)
+    return run_script(host, ROOT / "bench" / "run.py", rest)
 
 
 def train(_options: argparse.Namespace, rest: list[str]) -> int:

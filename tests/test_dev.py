@@ -359,6 +359,14 @@ def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypa
         assert f"\n{command} " in f"\n{shown}"
 
 
+@pytest.mark.parametrize(("table", "tools"), [("quality", True), ("speed", False)])
+def test_only_a_table_that_draws_asks_for_the_developer_tools(table, tools, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: asked.append(tools) or HOST)
+    monkeypatch.setattr(dev, "run", lambda *_, **__: 0)
+    assert dev.main(["bench", table, "--quick"]) == 0 and asked == [tools]
+
+
 def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):
     commands = []
     monkeypatch.setattr(setup_host, "prepare", lambda **_: HOST)

@@ -17,7 +17,6 @@ from scipy.stats import spearmanr
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
 from cache_core.track import Seen
 from cache_core.types import ESTIMATE, Method
@@ -64,7 +63,7 @@ def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[
         for text, seed in prompts(pairs or (1 if quick else PAIRS)):
             for count in COUNTS:
                 ruler = Ruler(studio.lab)
-                studio.make(ruler.attach(studio.model, named(auto(count))), Pair(text, seed, cfg), STEPS)
+                studio.make(ruler.attach(studio.model, auto(count).made()), Pair(text, seed, cfg), STEPS)
                 for record in ruler.found:
                     yield {"cfg": cfg, "computed": count, "seed": seed, **record}
 
