@@ -2,6 +2,7 @@
 // as Nodes 2.0.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { zoom } from "./live.js";
 import { ready, say } from "./words.js";
 
 const NODE = "SpectralCacheCompare";
@@ -173,7 +174,7 @@ app.registerExtension({
       slider.show(output);
     };
     slider.element.addEventListener("wheel", (event) => {
-      if (!slider.report.contains(event.target)) app.canvas?.processMouseWheel?.(event);
+      if (!slider.report.contains(event.target)) zoom(event);
     });
   },
 });

@@ -35,8 +35,13 @@ function addStrip(node) {
     present.add(this);
     return added?.apply(this, args);
   };
-  strip.element.addEventListener("wheel", (event) => app.canvas?.processMouseWheel?.(event), { passive: false });
+  strip.element.addEventListener("wheel", zoom);
   return strip;
+}
+
+/** On the canvas an element would stop the wheel from zooming; Nodes 2.0 see to it themselves. */
+export function zoom(event) {
+  if (!event.currentTarget.closest(".lg-node")) app.canvas?.processMouseWheel?.(event);
 }
 
 /** Every node of the workflow, in subgraphs too. */

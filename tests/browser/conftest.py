@@ -65,7 +65,8 @@ def server(request: pytest.FixtureRequest, browser: Any, tmp_path_factory: pytes
     settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "vue"}
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), "utf-8")
     frontend = os.environ.get("SPECTRALCACHE_FRONTEND")
-    with Server(base, arguments=("--front-end-root", frontend) if frontend else ()) as running:
+    arguments = ("--front-end-root", frontend) if frontend else ()
+    with Server(base, arguments=arguments, ready_within=10 * PATIENCE) as running:
         yield running
 
 

@@ -40,7 +40,7 @@ from bench.tables.speed import models as big_models
 from bench.tables.speed import report as speed_report
 from bench.tables.speed.report import Figure
 from cache_core import methods, placement
-from cache_core.types import MODEL, Feature, Predictor, Step
+from cache_core.types import MODEL, TRUNK, Feature, Predictor, Step
 
 
 def outcome(computed: int, psnr: float, ssim: float = 0.9) -> Outcome:
@@ -327,7 +327,8 @@ def test_each_kind_of_arm_has_its_own_set_up() -> None:
     (model, method), steps, sigmas = presets.auto(10).set_up(studio, 28)
     assert (model, steps, sigmas) == ("model", 28, None) and method.params["speedup"] == 2.8
     forecast = predictors.arm("output", predictor_parts.EVEN, "hold", 10)
-    assert forecast.made().site == MODEL and dataclasses.replace(forecast, feature="residual").made().site is None
+    assert forecast.made().rules[0].places == (MODEL,)
+    assert dataclasses.replace(forecast, feature="residual").made().rules[0].places == (TRUNK, MODEL)
 
 
 def test_a_run_is_known_by_all_that_changes_it_and_by_nothing_else() -> None:
