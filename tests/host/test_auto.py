@@ -671,9 +671,9 @@ def test_without_the_advanced_inputs_the_defaults_count(server: Any, graphs: Any
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"speedup": 0.5}, ["SpectralCache Auto", "speedup is 0.5", "from 1 to 6"]),
-        ({"speedup": 9.0}, ["SpectralCache Auto", "speedup is 9.0", "from 1 to 6"]),
-        ({"speedup": float("nan")}, ["SpectralCache Auto", "speedup is nan", "from 1 to 6"]),
+        ({"speedup": 0.5}, ["SpectralCache Auto", "speedup is 0.5", "from 1 to 20"]),
+        ({"speedup": 21.0}, ["SpectralCache Auto", "speedup is 21.0", "from 1 to 20"]),
+        ({"speedup": float("nan")}, ["SpectralCache Auto", "speedup is nan", "from 1 to 20"]),
         ({"tolerance": -1.0}, ["SpectralCache Auto", "tolerance is -1.0", "from 0 to"]),
         ({"keep_first": 0}, ["SpectralCache Auto", "keep_first is 0", "from 1 to 100"]),
         ({"keep_last": 101}, ["SpectralCache Auto", "keep_last is 101", "from 1 to 100"]),
@@ -693,9 +693,9 @@ def test_bad_values_are_refused_before_anything_runs(
 
 def test_a_linked_value_is_checked_when_the_node_runs(server: Any, graphs: Any) -> None:
     graph = graphs.cached(picture(graphs), {"quality": "Custom"}, graphs.AUTO)
-    graph["number"] = graphs.node("PrimitiveFloat", value=7.5)
+    graph["number"] = graphs.node("PrimitiveFloat", value=27.5)
     graph["apply"]["inputs"]["speedup"] = graphs.link("number")
-    with pytest.raises(Exception, match=r"SpectralCache Auto: speedup is 7.5; use a number from 1 to 6"):
+    with pytest.raises(Exception, match=r"SpectralCache Auto: speedup is 27.5; use a number from 1 to 20"):
         server.run(graph)
 
 
