@@ -358,6 +358,10 @@ class Caching:
     skip: dict[str, Any]
     site: str
 
+    def never(self, model: Any = None) -> Any:
+        """A clone of `model` (the small FLUX) with the method switched off."""
+        return self._attached(model, dict(METHODS[self.method].never))
+
     def refusing(self, model: Any = None) -> Any:
         """A clone of `model` (the small FLUX) on which nothing is skipped."""
         return self._attached(model, self.record)
