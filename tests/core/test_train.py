@@ -584,7 +584,7 @@ def test_a_card_says_what_was_done_and_weights_are_the_average(painter: Painter,
     run.train(until=2)
     weights, card = export.write(run, tmp_path / "out")
     text = card.read_text("utf-8")
-    assert "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
+    assert weights.name == "tiny_flux.safetensors" and "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
     saved = load_file(weights)
     expected = flux.exported(run.average.weights)
     assert saved.keys() == expected.keys() and all(value.dtype == torch.float16 for value in saved.values())
