@@ -22,12 +22,14 @@ Unicode, as packed in `emojibase-data` 17.0.0 (MIT); textures and photos from sc
 public domain).
 """
 CURVE_POINTS = 12
+FILES = {"autoencoder": "tiny_taef1", "flux": "tiny_flux", "flux-guided": "tiny_flux_guided", "qwen": "tiny_qwen"}
+"""Model to file name."""
 
 
 def write(run: Run, folder: Path) -> list[Path]:
-    """Writes NAME.safetensors and NAME.md; returns their paths."""
+    """Writes the model's .safetensors and its card, .md; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights, card = folder / f"{run.task.name}.safetensors", folder / f"{run.task.name}.md"
+    weights, card = (folder / f"{FILES[run.task.name]}.{kind}" for kind in ("safetensors", "md"))
     save_file({name: _half(name, value) for name, value in tensors(run).items()}, weights)
     card.write_text(describe(run), "utf-8")
     return [weights, card]

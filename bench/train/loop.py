@@ -2,7 +2,7 @@
 
 A step draws everything random from (seed, step), so that a checkpoint needs no generator's state, and a run that was
 stopped and continued goes the way of one that was not. A checkpoint holds weights, their average, the optimisers'
-states and the step; it is written beside the old one and then renamed.
+states by the parameters' names, and the step; it is written beside the old one and then renamed.
 """
 
 from __future__ import annotations
@@ -94,6 +94,10 @@ def precision(device: str) -> torch.dtype | None:
     return torch.bfloat16 if able else None
 
 
+def _moved(mover: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in mover.param_groups for parameter in group["params"]]
+
+
 @dataclass(slots=True)
 class Run:
     """A task, its folder and its state."""
@@ -106,10 +110,12 @@ class Run:
     seconds: float = 0.0
     movers: list[torch.optim.Optimizer] = field(init=False)
     average: Average = field(init=False)
+    _names: dict[nn.Parameter, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task.model.to(self.device)
+        self._names = {parameter: name for name, parameter in self.task.model.named_parameters()}
         self.movers = optimisers(self.task.model, self.settings.rate, self.settings.muon)
         self.average = Average(self.task.model, self.settings.average)
         if self.checkpoint.exists():
@@ -129,8 +135,10 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self.task.model.load_state_dict(state["model"])
         self.average.weights = state["average"]
-        for mover, saved in zip(self.movers, state["optimisers"], strict=True):
-            mover.load_state_dict(saved)
+        for mover in self.movers:
+            for parameter in _moved(mover):
+                saved = state["optimiser"].get(self._names[parameter], {})
+                mover.state[parameter] = {key: value.to(self.device) for key, value in saved.items()}
 
     def save(self) -> None:
         """Write the checkpoint; whatever happens meanwhile, one whole file is there."""
@@ -139,7 +147,11 @@ class Run:
             "seconds": self.seconds,
             "model": self.task.model.state_dict(),
             "average": self.average.weights,
-            "optimisers": [mover.state_dict() for mover in self.movers],
+            "optimiser": {
+                self._names[parameter]: dict(mover.state[parameter])
+                for mover in self.movers
+                for parameter in _moved(mover)
+            },
         }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)

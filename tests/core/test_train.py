@@ -423,6 +423,30 @@ def test_a_run_that_was_stopped_goes_the_way_of_one_that_was_not(tmp_path: Path)
     assert not list((tmp_path / "stopped").glob("*.part"))
 
 
+class Two(nn.Module):
+    """Two layers of different shapes, in either order."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = {"a": nn.Linear(4, 8), "b": nn.Linear(8, 4)}
+        self.blocks = nn.ModuleDict({name: layers[name] for name in order})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks["b"](self.blocks["a"](x))
+        return out
+
+
+def test_a_checkpoint_is_read_by_names_whatever_order_they_have_now(tmp_path: Path) -> None:
+    settings = Settings(steps=6, warmup=1)
+    Run(Line(model=Two("ab")), settings, tmp_path / "turned").train(until=3)
+    turned = Run(Line(model=Two("ba")), settings, tmp_path / "turned")
+    whole = Run(Line(model=Two("ba")), settings, tmp_path / "whole")
+    assert turned.train() and whole.train()
+    for one, two in zip(state(turned), state(whole), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
 def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
     run, second = (Run(Line(), Settings(steps=2), tmp_path) for _ in range(2))
     with run.alone(), pytest.raises(SetupError, match="Another process trains"):
@@ -584,7 +608,7 @@ def test_a_card_says_what_was_done_and_weights_are_the_average(painter: Painter,
     run.train(until=2)
     weights, card = export.write(run, tmp_path / "out")
     text = card.read_text("utf-8")
-    assert "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
+    assert weights.name == "tiny_flux.safetensors" and "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
     saved = load_file(weights)
     expected = flux.exported(run.average.weights)
     assert saved.keys() == expected.keys() and all(value.dtype == torch.float16 for value in saved.values())

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
+PACKS = Path(__file__).resolve().parents[1] / "packs"
 NEEDED = ("autoencoder", "flux", "latents", "qwen")
 
 
@@ -86,6 +87,29 @@ def test_the_trained_qwen_image_is_the_hosts(host: Any, trainer: dict[str, Modul
         out = ours(x, t, context, pooled)
         assert out.std() > 0.1
         assert torch.allclose(out, expected, atol=1e-4), (out - expected).abs().max()
+
+
+def test_the_trained_qwen_image_comes_from_its_file(host: Any, trainer: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Through the test pack's loader, with latents as they are for FLUX."""
+    from safetensors.torch import save_file
+
+    spec = importlib.util.spec_from_file_location("trained_qwen", PACKS / "stand_in" / "trained_qwen.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    qwen = trainer["qwen"]
+    with torch.inference_mode(False):
+        ours = awake(qwen.QwenImage(qwen.Shape(hidden=128, blocks=3)))
+        save_file(ours.state_dict(), tmp_path / "qwen.safetensors")
+    model = module.load(tmp_path / "qwen.safetensors")
+    x, t, context, _ = inputs()
+    assert torch.allclose(
+        model.model.diffusion_model(x[:, :, None], t, context)[:, :, 0], ours(x, t, context), atol=1e-4
+    )
+    empty = host.comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 16, 8, 8))
+    assert empty.shape == (1, 16, 1, 8, 8)
+    flux = host.comfy.latent_formats.Flux()
+    assert torch.equal(model.model.process_latent_in(x[:, :, None])[:, :, 0], flux.process_in(x))
 
 
 def test_the_exported_autoencoder_is_the_hosts(host: Any, trainer: dict[str, ModuleType]) -> None:
