@@ -41,11 +41,7 @@ def _spectral() -> list[Cached]:
         )
         for threshold, most in settings
     ]
-    base = {**NO_TADS, **NO_CEB, **NO_FDC}
-    return arms + [
-        Cached("TeaCache", f"TeaCache {threshold:g}", method="spectralcache", params={"threshold": threshold, **base})
-        for threshold in (0.2, 0.4, 0.6, 1.0, 1.6)
-    ]
+    return arms
 
 
 def _freqca() -> list[Cached]:
@@ -79,10 +75,74 @@ def auto(count: int, total: int = 28) -> Cached:
     )  # fmt: skip
 
 
+def _swept(family: str, method: str, name: str, values: Iterable[float], **fixed: object) -> list[Cached]:
+    """One method over one of its parameters."""
+    return [Cached(family, f"{family} {v:g}", method=method, params={name: v, **fixed}) for v in values]
+
+
+def _forecast(family: str, method: str) -> list[Cached]:
+    """A fixed schedule with a forecast, over its interval; three steps of warm-up suit 28 steps."""
+    return [
+        Cached(family, f"{family} N={n}", method=method, params={"interval": n, "warmup_steps": 3}) for n in INTERVALS
+    ]
+
+
+def _magcache() -> list[Cached]:
+    """The authors' settings from careful to draft, on FLUX's curve, whichever small model it is."""
+    settings = ((0.02, 1), (0.06, 2), (0.1, 3), (0.24, 5), (0.6, 6), (1.2, 10))
+    return [
+        Cached("MagCache", f"MagCache {threshold:g}, up to {most}", method="magcache",
+            params={"threshold": threshold, "max_consecutive": most, "retention": 0.1, "curve": "FLUX.1"})
+        for threshold, most in settings
+    ]  # fmt: skip
+
+
+def _adacache() -> list[Cached]:
+    settings = (("slow", 0.3), ("slow", 1.0), ("fast", 0.1), ("fast", 0.3), ("fast", 1.0))
+    return [
+        Cached("AdaCache", f"AdaCache {book} x{scale:g}", method="adacache", params={"codebook": book, "scale": scale})
+        for book, scale in settings
+    ]
+
+
+def _dbcache() -> list[Cached]:
+    """One block decides, since the small models have few; the tail repairs."""
+    settings = ((0.04, 2, 0), (0.08, 3, 0), (0.12, 3, 1), (0.2, 4, 0), (0.3, 6, 0))
+    return [
+        Cached("DBCache", f"DBCache F1B{tail} {threshold:g}, up to {most}", method="dbcache",
+               params={"threshold": threshold, "head": 1, "tail": tail, "warmup_steps": 3, "max_consecutive": most})
+        for threshold, most, tail in settings
+    ]  # fmt: skip
+
+
+def _spectrum() -> list[Cached]:
+    settings = ((2, 0), (2, 0.25), (2, 0.75), (2, 1.5), (2, 3))
+    return [
+        Cached("Spectrum", f"Spectrum {window:g} + {growth:g}r", method="spectrum",
+               params={"window": window, "growth": growth, "warmup_steps": 3})
+        for window, growth in settings
+    ]  # fmt: skip
+
+
 PRESETS: Mapping[str, list[Cached]] = {
     "auto": [auto(count) for count in AUTO_COUNTS],
     "spectralcache": _spectral(),
     "freqca": _freqca(),
+    "teacache": _swept("TeaCache", "teacache", "threshold", (0.2, 0.4, 0.6, 1.0, 1.6)),
+    "first_block_cache": _swept(
+        "First-Block Cache", "first_block_cache", "threshold", (0.03, 0.06, 0.08, 0.12, 0.2, 0.3)
+    ),
+    "magcache": _magcache(),
+    "adacache": _adacache(),
+    "ab_cache": _forecast("AB-Cache", "ab_cache"),
+    "taylorseer": _forecast("TaylorSeer", "taylorseer"),
+    "hicache": _forecast("HiCache", "hicache"),
+    "foca": _forecast("FoCa", "foca"),
+    "easycache": _swept("EasyCache, ours", "easycache", "threshold", CORE_THRESHOLDS),
+    "lazycache": _swept("LazyCache, ours", "lazycache", "threshold", CORE_THRESHOLDS),
+    "dbcache": _dbcache(),
+    "spectrum": _spectrum(),
+    "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 
 

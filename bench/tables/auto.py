@@ -85,7 +85,9 @@ def grid(pairs: int | None, quick: bool = False) -> list[Group]:
     if quick:
         return quick_grid(pairs or 1)
     main, side = pairs or PAIRS, min(pairs or SIDE_PAIRS, SIDE_PAIRS)
-    others = [arm for arm in [*method_arms(["freqca", "spectralcache"]), *core_arms()] if arm.name in OTHERS]
+    others = [
+        arm for arm in [*method_arms(["freqca", "spectralcache", "teacache"]), *core_arms()] if arm.name in OTHERS
+    ]
     budgets = [arm for n in AUTO_COUNTS for arm in (auto(n), fewer(n), alike(n))]
     parts = [part(name, n) for name in PARTS for n in PART_COUNTS]
     best = [dense(n, power) for power in (1.3, 1.6) for n in (12, 10, 8)]

@@ -215,6 +215,7 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
@@ -378,8 +379,12 @@ METHODS = _load_package("spectralcache_tests_core", ROOT / "cache_core").methods
 
 
 def _cases() -> Iterator[Any]:
-    """Every method with the examples that its file declares, and every variant of it."""
+    """Every method that has a node of its own, with the examples that its file declares, and every variant of it. The
+    others run in test_methods.py: all of them here would cost CI an hour.
+    """
     for name, published in METHODS.items():
+        if not published.own_node:
+            continue
         for variant in ({}, *published.variants):
             refusing, skipping = ({**example, **variant} for example in (published.refusing, published.skipping))
             site = published(**skipping).rules[0].places[0].kind
@@ -389,8 +394,14 @@ def _cases() -> Iterator[Any]:
 
 @pytest.fixture(params=_cases())
 def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
-    """Every method of the pack in turn, for what has to hold whatever the method is."""
+    """Every method with its own node in turn, for what has to hold whatever the method is."""
     return Caching(host, *request.param)
+
+
+@pytest.fixture(params=[name for name, method in METHODS.items() if not method.own_node])
+def further(request: pytest.FixtureRequest) -> str:
+    """Every method without a node of its own in turn, by name."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
