@@ -8,6 +8,7 @@ results: a curve joins the presets of one family.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from bench.lab.arms import EULER, Alike, Arm, Cached, Dense, Plain, Shipped
 
@@ -124,10 +125,12 @@ def _spectrum() -> list[Cached]:
     ]  # fmt: skip
 
 
-PRESETS: Mapping[str, list[Cached]] = {
-    "auto": [auto(count) for count in AUTO_COUNTS],
-    "spectralcache": _spectral(),
-    "freqca": _freqca(),
+def _everywhere(arms: list[Cached]) -> list[Cached]:
+    """The middle setting is measured at every number of steps and guidance."""
+    return [replace(arm, core=True) if i == len(arms) // 2 else arm for i, arm in enumerate(arms)]
+
+
+OTHERS: Mapping[str, list[Cached]] = {
     "teacache": _swept("TeaCache", "teacache", "threshold", (0.2, 0.4, 0.6, 1.0, 1.6)),
     "first_block_cache": _swept(
         "First-Block Cache", "first_block_cache", "threshold", (0.03, 0.06, 0.08, 0.12, 0.2, 0.3)
@@ -143,6 +146,12 @@ PRESETS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
+}
+PRESETS: Mapping[str, list[Cached]] = {
+    "auto": [auto(count) for count in AUTO_COUNTS],
+    "spectralcache": _spectral(),
+    "freqca": _freqca(),
+    **{name: _everywhere(arms) for name, arms in OTHERS.items()},
 }
 
 
