@@ -42,7 +42,7 @@ def test_the_grid_asks_for_every_budget_at_both_guidances_with_both_controls() -
     assert {g.sampler for g in groups} == {presets.EULER, *auto.SAMPLERS}
     assert all(arm.sampler == g.sampler for g in groups if g.sampler != presets.EULER for arm in g.arms)
     assert {(g.steps, g.cfg) for g in groups if g.steps != 28} == set(auto.SIDES)
-    known = {arm.name for arm in [*presets.method_arms(["freqca", "spectralcache"]), *presets.core_arms()]}
+    known = {arm.name for arm in [*presets.method_arms(["freqca", "spectralcache", "teacache"]), *presets.core_arms()]}
     assert known >= auto.OTHERS
 
 
