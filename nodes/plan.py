@@ -44,12 +44,13 @@ def add_route() -> None:
         server = sys.modules["server"].PromptServer.instance
         from aiohttp import web
 
-        @server.routes.get(ADDRESS)
         async def answer(request: Any) -> Any:
             try:
                 query = request.rel_url.query
                 return web.json_response({"computed": planned(int(query["steps"]), parameters(query))})
             except (CacheError, TypeError, ValueError, KeyError) as error:
                 return web.json_response({"error": str(error)}, status=400)
+
+        server.routes.get(ADDRESS)(answer)
     except Exception:
         logging.getLogger("SpectralCache").debug("No route for the page's plan.", exc_info=True)
