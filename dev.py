@@ -40,6 +40,11 @@ COMMAND_LINE = (
     "bench/run.py",
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
+VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
+DRAWN = ("quality",)
+"""Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -90,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
+    add("train", train, "make the small models from nothing, going on where it was stopped", add_help=False)
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
     add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
@@ -119,7 +125,13 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     if rest in ([], ["-h"], ["--help"]):
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
+    host = carried.host() or setup_host.prepare(tools=rest[0] in DRAWN)
+    return run_script(host, ROOT / "bench" / "run.py", rest)
+
+
+def train(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/train/command.py in the host's Python."""
+    return run_script(setup_host.prepare(), ROOT / "bench" / "train" / "command.py", rest)
 
 
 def pack(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -151,7 +163,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = setup_host.prepare(tools=True)
     if options.frontend:
         os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
-    codes = [] if rest else [run_ruff(host), run_mypy(host)]
+    codes = [] if rest else [run_ruff(host), run_mypy(host), run_validation(host)]
     codes.append(run_pytest(host, rest))
     return next((code for code in codes if code), 0)
 
@@ -178,6 +190,21 @@ def run_mypy(host: Host) -> int:
     return pack or own
 
 
+def run_validation(host: Host) -> int:
+    """What the registry asks of a pack, by its own tool, which needs no network for it; a warning fails."""
+    say("comfy node validate")
+    with tempfile.TemporaryDirectory() as home:  # it keeps settings and an identity in the user's folder
+        ours = {"HOME": home, "USERPROFILE": home, "XDG_CONFIG_HOME": home, "DO_NOT_TRACK": "1"}
+        command = host.module("comfy_cli", "--skip-prompt", "node", "validate")
+        environment = {**host.environment(), **ours, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode == 0 and VALID in said:
+        return 0
+    say(said)
+    return done.returncode or 1
+
+
 def run_pytest(host: Host, arguments: list[str]) -> int:
     """Runs pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
     options, paths = split_arguments(arguments)
@@ -187,7 +214,7 @@ def run_pytest(host: Host, arguments: list[str]) -> int:
     if core:
         processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
     if hosted:
-        processes.append([*common, *hosted])
+        processes.append([*(() if arguments else WORKERS), *common, *hosted])
     return run_in_turn([host.module("pytest", *process) for process in processes], host)
 
 

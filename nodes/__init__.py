@@ -2,12 +2,13 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .apply import SpectralCacheApply
 from .auto_apply import SpectralCacheAutoApply
 from .compare import SpectralCacheCompare
 from .freqca_apply import SpectralCacheFreqCaApply
+from .method_apply import SpectralCacheMethodApply
 from .plan import add_route
 from .replacements import register
+from .spectralcache_apply import SpectralCacheApply
 from .stats import SpectralCacheStats
 
 
@@ -23,6 +24,7 @@ class SpectralCacheExtension(ComfyExtension):
             SpectralCacheAutoApply,
             SpectralCacheApply,
             SpectralCacheFreqCaApply,
+            SpectralCacheMethodApply,
             SpectralCacheStats,
             SpectralCacheCompare,
         ]

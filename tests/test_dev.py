@@ -97,9 +97,9 @@ def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypat
 @posix
 def test_only_one_process_sets_up(tmp_path):
     with provision.only_one(tmp_path), open(tmp_path / "lock", "a+b") as second:
-        assert not provision._try_lock(second)
+        assert not provision.try_lock(second)
     with open(tmp_path / "lock", "a+b") as third:
-        assert provision._try_lock(third)
+        assert provision.try_lock(third)
 
 
 def test_too_little_space_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
@@ -259,6 +259,15 @@ def test_each_test_goes_to_its_own_process(arguments, core, hosted, options, mon
     assert options is None or found == options
 
 
+def test_only_a_run_of_everything_shares_the_host_tests(monkeypatch):
+    ran = []
+    monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: ran.append(commands) or 0)
+    for arguments in ([], ["tests"], ["-x"]):
+        dev.run_pytest(HOST, arguments)
+    everything, *others = [[set(dev.WORKERS) <= set(command) for command in commands] for commands in ran]
+    assert everything == [False, True] and not any(found for each in others for found in each)
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((2, 1), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((5, 1), 1)]
 )
@@ -273,11 +282,25 @@ def test_the_output_ends_in_all_summaries(codes, expected, capfdbinary):
 def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     ran = []
     monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
-    for name, code in (("run_ruff", 0), ("run_mypy", 2)):
+    for name, code in (("run_ruff", 0), ("run_mypy", 2), ("run_validation", 1)):
         monkeypatch.setattr(dev, name, lambda _host, name=name, code=code: ran.append(name) or code)
     monkeypatch.setattr(dev, "run_pytest", lambda _host, arguments: ran.append(arguments) or 1)
-    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", []]
-    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[3:] == [["-x", "tests/core"]]
+    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", "run_validation", []]
+    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[4:] == [["-x", "tests/core"]]
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "expected"),
+    [(dev.VALID, 0, 0), ("Security warnings found", 0, 1), ("Error: no version", 1, 1), (dev.VALID, 3, 3)],
+)
+def test_a_warning_of_the_registrys_tool_fails(says, code, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "comfy_cli.py").write_text(
+        f"import os, sys; print({says!r}, os.environ['HOME'], os.environ['DO_NOT_TRACK']); sys.exit({code})"
+    )
+    host = setup_host.Host(Path("comfyui"), Path(sys.executable), ours=True, tools=tmp_path)
+    assert dev.run_validation(host) == expected
+    shown = capsys.readouterr().err
+    assert (says in shown) == bool(expected) and str(Path.home()) not in shown
 
 
 def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
@@ -334,6 +357,14 @@ def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypa
     shown = capsys.readouterr().out
     for command in ("ablation", "auto", "estimate", "predictors", "quality", "readme", "speed"):
         assert f"\n{command} " in f"\n{shown}"
+
+
+@pytest.mark.parametrize(("table", "tools"), [("quality", True), ("speed", False)])
+def test_only_a_table_that_draws_asks_for_the_developer_tools(table, tools, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: asked.append(tools) or HOST)
+    monkeypatch.setattr(dev, "run", lambda *_, **__: 0)
+    assert dev.main(["bench", table, "--quick"]) == 0 and asked == [tools]
 
 
 def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):

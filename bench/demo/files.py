@@ -16,7 +16,7 @@ import torch
 
 from bench.demo.sheet import sheet
 from bench.demo.table import Fewer, Result, Row, as_markdown, legend, title
-from bench.host.graphs import APPLY_DEFAULTS
+from bench.host.graphs import APPLY, defaults
 from bench.host.machine import processor
 from bench.host.server import Server
 
@@ -77,7 +77,7 @@ def as_json(results: Sequence[Result], rows: Sequence[Row], about: Mapping[str, 
             {
                 "picture": asdict(result.picture),
                 "variant": result.variant.name,
-                "settings": {**APPLY_DEFAULTS, **result.variant.settings},
+                "settings": {**defaults(APPLY), **result.variant.settings},
                 "computed": result.computed,
                 "skipped": result.trace["skipped"],
                 "seconds": result.seconds,

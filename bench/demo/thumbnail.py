@@ -25,7 +25,7 @@ if __name__ == "__main__":  # started as a file: the folder on the path is bench
 from PIL import Image, ImageDraw, ImageFont
 
 from bench import ROOT
-from bench.host.graphs import APPLY, AUTO, AUTO_DEFAULTS, DEFAULTS, FREQCA_APPLY, Graph, Picture, cached, uncached
+from bench.host.graphs import APPLY, AUTO, FREQCA_APPLY, Graph, Picture, cached, defaults, uncached
 from bench.host.server import Server, base_directory
 
 WORKFLOWS = {
@@ -76,7 +76,7 @@ def settings(workflow: Path, apply: str) -> dict[str, Any]:
     """What the graph sets on its Apply node."""
     nodes = json.loads(workflow.read_text("utf-8"))["nodes"]
     values = next(node["widgets_values"] for node in nodes if node["type"] == apply)
-    return dict(zip(DEFAULTS[apply], values, strict=False))  # inputs behind the contract's keep their defaults
+    return dict(zip(defaults(apply), values, strict=False))  # inputs behind the contract's keep their defaults
 
 
 def compose(full: Sequence[bytes], fast: Sequence[bytes], trace: Mapping[str, Any], name: str) -> Image.Image:
@@ -194,7 +194,7 @@ def main() -> None:
             trace = json.loads(outputs[0]["stats"]["trace"][0])
             save(compose(full, fast, trace, NAMES[apply]), workflow)
         words = {
-            word: make(cached(PICTURES[1], {**AUTO_DEFAULTS, "quality": word}, AUTO))
+            word: make(cached(PICTURES[1], {**defaults(AUTO), "quality": word}, AUTO))
             for word in ("Quality", "Balanced", "Draft")
         }
         trace = {word: json.loads(outputs["stats"]["trace"][0]) for word, (_, outputs) in words.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
 Graph = dict[str, dict[str, Any]]
@@ -15,46 +17,27 @@ TRAINED_SIZE = 192
 
 AUTO, APPLY, FREQCA_APPLY = "SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply"
 
-# The defaults of the Apply nodes. ComfyUI's API takes no defaults: a graph has to name every required input.
-AUTO_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "speedup": 2.0,
-        "quality": "Balanced",
-        "tolerance": 0.0,
-        "keep_first": 1,
-        "keep_last": 1,
-        "bands": 3,
-        "site": "auto",
-    }
-)
-APPLY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "threshold": 0.6,
-        "max_consecutive": 2,
-        "tads_min": 0.5,
-        "tads_max": 1.5,
-        "band_split": 0.5,
-        "gamma_low": 0.8,
-        "gamma_high": 1.5,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-    }
-)
-FREQCA_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "interval": 4,
-        "warmup_steps": 3,
-        "last_steps": 1,
-        "transform": "dct",
-        "cutoff": 0.1,
-        "low_order": 0,
-        "high_order": 2,
-        "predictor": "hermite",
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-    }
-)
-DEFAULTS = {AUTO: AUTO_DEFAULTS, APPLY: APPLY_DEFAULTS, FREQCA_APPLY: FREQCA_DEFAULTS}
+METHODS = {AUTO: "auto", APPLY: "spectralcache", FREQCA_APPLY: "freqca"}
+
+
+def defaults(apply: str) -> dict[str, Any]:
+    """What an Apply node's inputs are set to, from its method's one statement. ComfyUI's API takes no defaults: a graph
+    has to name every required input.
+    """
+    return dict(_core().methods()[METHODS[apply]].defaults)
+
+
+def _core() -> Any:
+    """`cache_core`, also where the repository's root is not on `sys.path`."""
+    name = "cache_core"
+    if name not in sys.modules:
+        folder = Path(__file__).resolve().parents[2] / name
+        places = [str(folder)]
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=places)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @dataclass(frozen=True)
@@ -104,7 +87,7 @@ def uncached(picture: Picture) -> Graph:
 def cached(picture: Picture, settings: Mapping[str, Any] | None = None, apply: str = APPLY) -> Graph:
     """The plain graph with an Apply node (id apply) before the sampler and Cache Stats (id stats) after it."""
     graph = uncached(picture)
-    graph["apply"] = node(apply, model=link("shift"), **{**DEFAULTS[apply], **(settings or {})})
+    graph["apply"] = node(apply, model=link("shift"), **{**defaults(apply), **(settings or {})})
     graph["sampler"]["inputs"]["model"] = link("apply")
     graph["stats"] = node("SpectralCacheStats", model=link("apply"), after=link("sampler"))
     return graph

@@ -19,8 +19,7 @@ import pkgutil
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -148,20 +147,9 @@ class Lab:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    def attach(self, model: Any, method: Any) -> Any:
-        """A clone of `model` with a method of `cache_core` on it."""
-        return self.pack.attach(model, method, None)
-
-    @contextmanager
-    def site(self, name: str | None) -> Iterator[None]:
-        """Sample at site "model" although a file describes the trunk; None: as the pack would."""
-        found = self.pack.architecture_of
-        try:
-            if name == "model":
-                self.pack.architecture_of = lambda _: None
-            yield
-        finally:
-            self.pack.architecture_of = found
+    def attach(self, model: Any, method: Any, observe: Any = None) -> Any:
+        """A clone of `model` with a method of `cache_core` on it; `observe` is told of every feature."""
+        return self.pack.attach(model, method, None, observe)
 
     def sample(
         self,

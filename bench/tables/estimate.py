@@ -8,57 +8,63 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from scipy.stats import spearmanr
 
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
-from cache_core.trace import ESTIMATE
+from cache_core.track import Seen
+from cache_core.types import ESTIMATE, Method
 
 STEPS, PAIRS = 28, 6
 GUIDANCE = (1.0, 3.0)
 COUNTS = (14, 10, 7)
 
 
-@contextmanager
-def watched(site: Any, found: list[dict[str, object]]) -> Iterator[None]:
-    """While open, site model computes each skipped call too and writes down how far off the answer was."""
-    run = site.run
+@dataclass
+class Ruler:
+    """Computes each skipped call too, beside the run, and writes down how far off what stood in was."""
 
-    def both(self: Any, call: Any, forward: Any) -> Any:
-        answer = run(self, call, forward)
-        if call.call.skip:
-            truth, said = (call.x - forward(call.options)) / call.sigmas(), (call.x - answer) / call.sigmas()
-            rows = call.x.shape[0] // len(call.call.rows)  # of the leading lane, whose estimate it is
+    lab: Lab
+    told: list[Seen] = field(default_factory=list)
+    found: list[dict[str, object]] = field(default_factory=list)
+
+    def attach(self, model: Any, method: Method) -> Any:
+        """`model` with the method, and the ruler around both: the first wrapper is the outermost."""
+        clone = model.clone()
+        clone.add_wrapper_with_key(self.lab.comfy.patcher_extension.WrappersMP.APPLY_MODEL, "ruler", self)
+        return self.lab.attach(clone, method, self.told.append)
+
+    def __call__(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any) -> Any:
+        """APPLY_MODEL, outside the pack's own: the pack passes a call on whose options do not carry its run."""
+        self.told.clear()
+        answer = executor(x, sigma, *args)
+        leading = next((seen for seen in self.told if seen.skipped), None)
+        if leading is not None:
+            *before, options = args
+            plain = {name: value for name, value in options.items() if name != self.lab.pack.KEY}
+            levels = sigma.view(-1, 1, 1, 1)
+            truth, said = (x - executor(x, sigma, *before, plain)) / levels, (x - answer) / levels
+            rows = len(leading.feature.value)  # of the leading lane, whose estimate it is
             error = (said - truth)[:rows].norm() / truth[:rows].norm()
-            evaluation = self.session._evaluation
-            found.append(
-                {"step": evaluation.step.index, "estimate": evaluation.scores.get(ESTIMATE), "error": float(error)}
-            )
+            estimate = leading.scores.get(ESTIMATE)
+            self.found.append({"step": leading.feature.at.index, "estimate": estimate, "error": float(error)})
         return answer
-
-    site.run = both
-    try:
-        yield
-    finally:
-        site.run = run
 
 
 def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[dict[str, object]]:
     """One record for each skipped evaluation; `quick`: of one pair, without guidance."""
-    site = studio.lab.pack.WholeModel
     for cfg in GUIDANCE[:1] if quick else GUIDANCE:
         for text, seed in prompts(pairs or (1 if quick else PAIRS)):
             for count in COUNTS:
-                found: list[dict[str, object]] = []
-                with watched(site, found):
-                    studio.make(studio.lab.attach(studio.model, named(auto(count))), Pair(text, seed, cfg), STEPS)
-                for record in found:
+                ruler = Ruler(studio.lab)
+                studio.make(ruler.attach(studio.model, auto(count).made()), Pair(text, seed, cfg), STEPS)
+                for record in ruler.found:
                     yield {"cfg": cfg, "computed": count, "seed": seed, **record}
 
 

@@ -1,7 +1,7 @@
 """Parts that only the bench has: computed evaluations at given steps, and forecasts that no method of the pack uses.
 
 They are made of the engine's own parts (cache_core.types), so what is measured here runs as a method would. Every
-figure of `bench predictors` depends on this file and on `presets.places`; the list of what is measured and the report
+figure of `bench predictors` depends on this file and on `arms.places`; the list of what is measured and the report
 are elsewhere, so that a change of them remakes nothing.
 """
 
@@ -10,16 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bench.lab.presets import Arm, places
+from bench.lab.arms import Cached, places
+from bench.lab.store import digest
 from cache_core.coefficients import Calibration
-from cache_core.predictors import Linear, Newton, Weighted, bands, hermite, hold, linear, newton, taylor
+from cache_core.predictors import Hold, Linear, Newton, Weighted, bands, hermite, newton, taylor
 from cache_core.spectrum import low_pass
-from cache_core.types import TRUNK, Feature, Gate, Grid, Method, Predictor, Rule, Signal, Step, Verdict
+from cache_core.types import MODEL, TRUNK, Feature, Figures, Gate, Grid, Method, Predictor, Rule, Signal, Step, Verdict
 
 # where the computed evaluations are -----------------------------------------------------------------------------------
 
@@ -83,11 +86,16 @@ class Over(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return self.inner.needs_grid
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
-        usable = tuple(replace(entry, sigma=self.coordinate(entry.sigma)) for entry in history if entry.sigma < 1)
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
+        usable = tuple(replace(entry, at=self._at(entry.at)) for entry in history if entry.at.sigma < 1)
         if not usable:
             return history[-1].value
-        return self.inner.predict(usable, replace(now, sigma=self.coordinate(now.sigma)), grid)
+        return self.inner.predict(usable, self._at(now), grid)
+
+    def _at(self, step: Step) -> Step:
+        return replace(step, sigma=self.coordinate(step.sigma))
 
 
 # a global fit ---------------------------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ class Chebyshev(Weighted):
         return ALL
 
     def weights(self, history: Sequence[Feature], now: Step) -> list[float]:
-        phi = self._basis([entry.sigma for entry in history])
+        phi = self._basis([entry.at.sigma for entry in history])
         system = phi.T @ phi + self.ridge * torch.eye(self.degree + 1, dtype=phi.dtype)
         fitted = (self._basis([now.sigma]) @ torch.linalg.solve(system, phi.T))[0].tolist()
         local = Linear().weights(history, now)
@@ -158,13 +166,15 @@ class BackTested(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return bool(self.edges)
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         newest = history[-1]
         if len(history) < 2 or (grid is None and self.edges):
             return newest.value
         before = history[-2]
         change = newest.value.float() - before.value.float()
-        ahead = (now.sigma - newest.sigma) / (newest.sigma - before.sigma)
+        ahead = (now.sigma - newest.at.sigma) / (newest.at.sigma - before.at.sigma)
         tested = [self._gains(history[i : i + 3], grid) for i in range(len(history) - 2)]
         parts = split(change, grid, self.edges)
         gains = [sum(g) / len(g) for g in zip(*tested, strict=True)] if tested else [FIRST_GAIN] * len(parts)
@@ -173,7 +183,7 @@ class BackTested(Predictor):
 
     def _gains(self, three: Sequence[Feature], grid: Grid | None) -> list[float | Tensor]:
         oldest, before, newest = three
-        ratio = (newest.sigma - before.sigma) / (before.sigma - oldest.sigma)
+        ratio = (newest.at.sigma - before.at.sigma) / (before.at.sigma - oldest.at.sigma)
         said = split((before.value.float() - oldest.value.float()) * ratio, grid, self.edges)
         came = split(newest.value.float() - before.value.float(), grid, self.edges)
         return [gain(y, p) for y, p in zip(came, said, strict=True)]
@@ -198,11 +208,11 @@ def split(values: Tensor, grid: Grid | None, edges: Sequence[float]) -> list[Ten
 DAMPINGS = (0.5, 0.75, 1.0)
 
 PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
-    "hold": hold,
-    **{f"linear in sigma × {d:g}": (lambda d=d: linear(d)) for d in DAMPINGS},  # type: ignore[misc]
-    **{f"linear in step × {d:g}": (lambda d=d: linear(d, "step")) for d in DAMPINGS},  # type: ignore[misc]
-    **{f"linear in log-SNR × {d:g}": (lambda d=d: Over(log_snr, linear(d))) for d in DAMPINGS},  # type: ignore[misc]
-    "linear in sigma, first step dropped": lambda: Over(itself, linear(1.0)),
+    "hold": Hold,
+    **{f"linear in sigma × {d:g}": (lambda d=d: Linear(d)) for d in DAMPINGS},  # type: ignore[misc]
+    **{f"linear in step × {d:g}": (lambda d=d: Linear(d, "step")) for d in DAMPINGS},  # type: ignore[misc]
+    **{f"linear in log-SNR × {d:g}": (lambda d=d: Over(log_snr, Linear(d))) for d in DAMPINGS},  # type: ignore[misc]
+    "linear in sigma, first step dropped": lambda: Over(itself, Linear(1.0)),
     "Newton 2 in sigma": lambda: newton(2),
     "Newton 2 in sigma, first step dropped": lambda: Over(itself, newton(2)),
     "Newton 2 in log-SNR": lambda: Over(log_snr, newton(2)),
@@ -212,7 +222,7 @@ PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
     **{f"Chebyshev {n}": (lambda n=n: Chebyshev(n)) for n in (2, 3, 4)},  # type: ignore[misc]
     **{f"Chebyshev {n}, λ 0.001": (lambda n=n: Chebyshev(n, 1e-3)) for n in (2, 3, 4)},  # type: ignore[misc]
     "Chebyshev 4, half linear": lambda: Chebyshev(4, share=0.5),
-    "FreqCa's bands": lambda: bands(hold(), hermite(2), "dct", 0.1),
+    "FreqCa's bands": lambda: bands(Hold(), hermite(2), "dct", 0.1),
     "back-tested, 1 band": lambda: BackTested(()),
     "back-tested, 3 bands": BackTested,
     "back-tested, 3 bands, averaged": lambda: BackTested(averaged=True),
@@ -221,11 +231,21 @@ PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
 """The small FLUX runs in float32: a fit over all features costs memory that no GPU would spare."""
 
 
-def method_of(wanted: Arm) -> Method:
-    """The composition of an arm of `bench predictors`."""
-    params = wanted.params
-    steps = int(params.get("steps", STEPS))
-    gate = At(frozenset(anchors(str(params["placement"]), int(params["count"]), steps)))
-    rule = Rule(TRUNK, Signal(), gate, PREDICTORS[str(params["predictor"])]())
-    feature = "absolute" if params["feature"] == "absolute" else "residual"
-    return Method(wanted.family, (rule,), feature, {**params})  # type: ignore[arg-type]
+@dataclass(frozen=True, slots=True)
+class Forecast(Cached):
+    """Computed at given places, with one predictor in between."""
+
+    feature: str = field(kw_only=True)
+    placement: str = field(kw_only=True)
+    predictor: str = field(kw_only=True)
+    count: int = field(kw_only=True)
+    steps: int = field(default=STEPS, kw_only=True)
+
+    def made(self) -> Method:
+        gate = At(frozenset(anchors(self.placement, self.count, self.steps)))
+        where = (MODEL,) if self.feature == "output" else (TRUNK, MODEL)
+        stored: Literal["absolute", "residual"] = "absolute" if self.feature == "absolute" else "residual"
+        return Method(self.family, (Rule(where, Signal(), gate, PREDICTORS[self.predictor](), stored),))
+
+    def version(self) -> str:
+        return Cached.version(self) + digest([Path(__file__).read_text("utf-8")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from bench.host.provision import say
 from bench.lab import fill
@@ -18,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bench.lab.presets import MissingPresets
     from bench.tables.quality.grid import grid
-    from bench.tables.quality.plot import draw
     from bench.tables.quality.report import report
     from cache_core import methods
 
@@ -27,7 +27,14 @@ def run(options: argparse.Namespace) -> int:
     except MissingPresets as error:
         say(f"bench quality: {error}")
         return 1
-    folder = fill.quick_folder(options)
-    return fill.carry_out(
-        options, "quality", groups, report, folder, also=lambda rows, out: draw(rows, out / "quality.png")
-    )
+    return fill.carry_out(options, "quality", groups, report, fill.quick_folder(options), also=with_plot)
+
+
+def with_plot(rows: fill.Rows, folder: Path) -> None:
+    """The picture of the page; where matplotlib was not carried along, hours of runs are not lost for it."""
+    from bench.tables.quality.plot import draw
+
+    try:
+        draw(rows, folder / "quality.png")
+    except ImportError as error:
+        say(f"bench quality: quality.png is not drawn ({error}); --report draws it elsewhere")

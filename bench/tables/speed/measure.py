@@ -55,7 +55,7 @@ def arms() -> dict[str, Any]:
     return {
         NONE: None,
         REFUSING: made["spectralcache"](threshold=1e-6),
-        AUTO: made["auto"](),
+        AUTO: made["auto"](quality="Custom"),
         SKIPPING: made["spectralcache"](threshold=10.0, max_consecutive=3, gamma_low=1000.0, gamma_high=1000.0),
         FREQCA: made["freqca"](interval=4, transform="dct", cutoff=CUTOFF),
         FREQCA_FFT: made["freqca"](interval=4, transform="fft", cutoff=CUTOFF),
@@ -174,7 +174,7 @@ def floor_of(each: Round, arm: str) -> str:
     """The arm in which everything is skipped that the arm's site can skip."""
     trace = each.run(arm).trace
     assert trace is not None
-    return NO_BLOCKS if trace["site"] == TRUNK else NO_MODEL
+    return NO_BLOCKS if trace["site"] == TRUNK.kind else NO_MODEL
 
 
 def own_share(each: Round, arm: str) -> float:
@@ -302,5 +302,5 @@ def cache_features(run: Sampled, size: Size) -> float:
     assert run.trace is not None
     lanes = max(e["lanes"] for e in run.trace["evaluations"])
     trunk = size.tokens * size.hidden * size.dtype.itemsize
-    feature = trunk if run.trace["site"] == TRUNK else math.prod(size.latent) * torch.float32.itemsize
+    feature = trunk if run.trace["site"] == TRUNK.kind else math.prod(size.latent) * torch.float32.itemsize
     return run.trace["cache_bytes"] / lanes / feature
