@@ -4,7 +4,7 @@
     skip while A < threshold;   on a skip Out = x + (Out - x) of the last computed step
 
 `rule` core: x' is the input of the last computed step, so that growing distances are summed (ComfyUI); paper: that of
-the step before. The first step inside the window is computed.
+the step before. The first two steps inside the window are computed.
 
 Differs from ComfyUI's node: each conditioning keeps what is its own, whatever is batched, and nothing is written into
 the sampler's latent; the first and the last step are computed; on models that are no flow models Out is the ODE
@@ -42,10 +42,10 @@ EAGER = {"threshold": 0.6, "start_percent": 0.0}
 )  # fmt: skip
 def easycache(threshold: float, start_percent: float, end_percent: float, rule: str) -> Method:
     """tau, a window of progress, and whose sum."""
-    gate = decision(threshold, start_percent, end_percent)
+    gate = decision(threshold, start_percent, end_percent, measured=2)
     return Method("EasyCache", (Rule((MODEL,), InputChange(rule == "core"), gate, Hold(), "output"),))
 
 
-def decision(threshold: float, start_percent: float, end_percent: float) -> Gate:
-    """The first step in the window measures, as in ComfyUI's node."""
-    return all_of(Within(start_percent, end_percent, computed=1), Sum(threshold)) if threshold else Never()
+def decision(threshold: float, start_percent: float, end_percent: float, measured: int) -> Gate:
+    """The first steps in the window measure, as in ComfyUI's nodes."""
+    return all_of(Within(start_percent, end_percent, measured), Sum(threshold)) if threshold else Never()

@@ -26,5 +26,5 @@ from .easycache import EAGER, ORDERS, PARAMETERS, decision
 )  # fmt: skip
 def lazycache(threshold: float, start_percent: float, end_percent: float, rule: str) -> Method:
     """tau, a window of progress, and whose sum."""
-    gate = decision(threshold, start_percent, end_percent)
+    gate = decision(threshold, start_percent, end_percent, measured=1)
     return Method("LazyCache", (Rule((GUIDED, MODEL), InputChange(rule == "core"), gate, Hold(), "denoised"),))
