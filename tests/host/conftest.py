@@ -33,6 +33,8 @@ CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    if os.environ.get("RECORD"):
+        config.pluginmanager.register(_load_file(ROOT / "tests" / "record.py"), "record")
     if is_worker(config):  # the processors are shared with the others
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
 
