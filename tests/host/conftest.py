@@ -61,9 +61,9 @@ class Claims:
         lines = [
             "# What is tested",
             "",
-            f"Written by a run of the host tests on a real ComfyUI {version}, on the CPU: `{CLAIMS_FILE}="
-            "docs/compatibility.md python dev.py test tests/host`.",
-            "A row stands here only if all of its cases passed. What has no row is not claimed.",
+            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To write "
+            f"this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
+            "A row stands here only if all of its cases pass. What has no row is not claimed.",
         ]
         areas = dict.fromkeys(area for area, _ in self.outcomes)
         for area in sorted(areas):
