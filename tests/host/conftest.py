@@ -61,8 +61,8 @@ class Claims:
         lines = [
             "# What is tested",
             "",
-            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To write "
-            f"this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
+            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To "
+            f"write this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
             "A row stands here only if all of its cases pass. What has no row is not claimed.",
         ]
         areas = dict.fromkeys(area for area, _ in self.outcomes)

@@ -131,8 +131,8 @@ def test_references_that_change_between_runs(host: Any, newest: Any, method: str
 
 
 def test_references_that_come_in_the_middle_of_a_run_compute(host: Any, newest: Any) -> None:
-    """At one step the host runs both conditionings: the new one has no feature yet and is computed beside the skip. From
-    then on it leads, by its own past.
+    """At one step the host runs both conditionings: the new one has no feature yet and is computed beside the skip.
+    From then on it leads, by its own past.
     """
     timed = [
         *newest.conditioning(1, start_percent=0.0, end_percent=0.5),
