@@ -33,6 +33,8 @@ CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    if os.environ.get("RECORD"):
+        config.pluginmanager.register(_load_file(ROOT / "tests" / "record.py"), "record")
     if is_worker(config):  # the processors are shared with the others
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
 
@@ -59,9 +61,9 @@ class Claims:
         lines = [
             "# What is tested",
             "",
-            f"Written by a run of the host tests on a real ComfyUI {version}, on the CPU: `{CLAIMS_FILE}="
-            "docs/compatibility.md python dev.py test tests/host`.",
-            "A row stands here only if all of its cases passed. What has no row is not claimed.",
+            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To "
+            f"write this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
+            "A row stands here only if all of its cases pass. What has no row is not claimed.",
         ]
         areas = dict.fromkeys(area for area, _ in self.outcomes)
         for area in sorted(areas):
@@ -213,6 +215,7 @@ class Host:
         self.sites = importlib.import_module(f"{PACK}.nodes.sites")
         self.core = importlib.import_module(f"{PACK}.cache_core")
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
+        self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
         self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
@@ -357,6 +360,10 @@ class Caching:
     record: dict[str, Any]
     skip: dict[str, Any]
     site: str
+
+    def never(self, model: Any = None) -> Any:
+        """A clone of `model` (the small FLUX) with the method switched off."""
+        return self._attached(model, dict(METHODS[self.method].never))
 
     def refusing(self, model: Any = None) -> Any:
         """A clone of `model` (the small FLUX) on which nothing is skipped."""
