@@ -66,6 +66,10 @@ ODE derivatives, unconditional minus conditional.
 """
 TRUNK = Place("trunk")
 """All transformer blocks, between the input embeddings and the final layer."""
+UNET = Place("unet", head=1, tail=1)
+"""The blocks of a U-Net between the outermost `head` on its way down and `tail` on its way up; what stands in enters
+the first of these.
+"""
 
 Unit = Hashable
 """What a site stores apart: `WHOLE` where it has but one, else a layer, or one stream of it."""

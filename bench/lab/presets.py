@@ -157,6 +157,12 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "cfg_cache": _cfg_cache(),
+    "deepcache": [
+        *_swept("DeepCache", "deepcache", "interval", (2, 3, 5)),
+        Cached(
+            "DeepCache", "DeepCache 5, quadratic", method="deepcache", params={"interval": 5, "schedule": "quadratic"}
+        ),
+    ],
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {

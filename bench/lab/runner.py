@@ -69,6 +69,7 @@ class Runner:
             latent_psnr=psnr(run.latent, full.latent, spread),
             latent_ssim=ssim(run.latent.movedim(1, -1), full.latent.movedim(1, -1), spread),
             estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
+            work=sum(e["work"] for e in run.trace["evaluations"]) if run.trace else None,
         )
 
     @staticmethod

@@ -69,7 +69,9 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     source = source or "; ".join(re.findall(r"\((.*)\)", lead)) or "this pack"
     rules = published().rules
     kinds = {place.kind for each in rules for place in each.places}
-    needs = {"trunk": "blocks (FLUX.1, Qwen-Image)", "branch": "CFG above 1"}.get("".join(kinds), "any model")
+    needs = {"trunk": "blocks (FLUX.1, Qwen-Image)", "branch": "CFG above 1", "unet": "a U-Net (SD1.5, SDXL)"}.get(
+        "".join(kinds), "any model"
+    )
     size = "model outputs" if rules[0].places[0].kind != "trunk" else "trunk features"
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 

@@ -10,10 +10,11 @@ from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
 from .guided import Guided
 from .model import WholeModel
 from .trunk import Trunk
+from .unet import UNet
 
-CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk)}
+CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk, UNet)}
 """Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation, `Branch`
 around both sides of guidance."""
 
-__all__ = ["CALL_SITES", "Around", "Branch", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "WholeModel",
-           "fail_open", "warn"]  # fmt: skip
+__all__ = ["CALL_SITES", "Around", "Branch", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "UNet",
+           "WholeModel", "fail_open", "warn"]  # fmt: skip

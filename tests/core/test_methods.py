@@ -14,7 +14,7 @@ from torch import Tensor
 from cache_core import methods
 from cache_core.coefficients import IDENTITY, TEACACHE, Calibration, rescale
 from cache_core.magnitudes import CURVES
-from cache_core.schedules import Growing, skipped
+from cache_core.schedules import Growing, quadratic, skipped
 from cache_core.session import Session, flow_noise
 from cache_core.trace import Recorder
 from cache_core.track import Facts, LaneKey
@@ -392,6 +392,33 @@ def test_easycache(name: str, rule: str, threshold: float) -> None:
         feature=lambda step: (out(step) - x(step)).flatten(1, 2),
     ).run()
     assert toy.skipped == expected and (threshold < 0.1 or len(expected) > 3)
+
+
+# DeepCache ------------------------------------------------------------------------------------------------------------
+
+RELEASED = {
+    (50, 10, 15, 1.4): [0, 5, 9, 13, 17, 21, 26, 31, 37, 43],
+    (50, 16, 15, 1.2): [0, 4, 7, 9, 12, 15, 16, 19, 22, 25, 28, 32, 35, 39, 42, 46],
+    (50, 5, 15, 1.4): [0, 9, 17, 26, 37],
+    (28, 9, 8, 1.4): [0, 3, 6, 8, 10, 13, 16, 20, 23],
+}
+"""What the released function gives in numpy, complex roots and all: steps, how many, centre, power."""
+
+
+@pytest.mark.parametrize(("total", "count", "centre", "power"), RELEASED)
+def test_deepcache_has_the_released_quadratic_schedule(total: int, count: int, centre: int, power: float) -> None:
+    expected = RELEASED[total, count, centre, power]
+    assert sorted(quadratic(total, count, centre, power)) == expected
+    params = {"interval": total // count, "schedule": "quadratic", "centre": centre / total, "power": power}
+    toy = Toy(METHODS["deepcache"](**params), total=total).run()
+    assert toy.skipped == [i for i in inner(total) if i not in expected]
+
+
+def test_deepcache_every_n_and_where_the_quadratic_schedule_finds_no_power() -> None:
+    toy = Toy(METHODS["deepcache"](interval=5, branch=2)).run()
+    assert toy.skipped == [i for i in inner() if i % 5]
+    assert (toy.method.rules[0].places[0].head, toy.method.rules[0].places[0].tail) == (3, 3)
+    assert quadratic(4, 4, 1, 1.4) == frozenset(range(4))
 
 
 # what holds for all of them -------------------------------------------------------------------------------------------
