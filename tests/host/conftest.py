@@ -222,16 +222,17 @@ class Host:
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
         self.model = self.load()
-        self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
+        self.size = (12, 16)  # of a latent, where a run says no other: h w
 
     @contextlib.contextmanager
     def untrained(self) -> Iterator[None]:
-        """While open, `model` is a FLUX of as many blocks with random weights, at a third of the cost."""
-        trained, self.model = self.model, self.tiny.load("flux")[0]
+        """While open, `model` is a FLUX of half the size with random weights, sampled at fewer tokens."""
+        trained = self.model, self.size
+        self.model, self.size = self.tiny.load("flux")[0], (8, 12)
         try:
             yield
         finally:
-            self.model = trained
+            self.model, self.size = trained
 
     def load(self) -> Any:
         """A fresh copy of the small trained FLUX."""
@@ -261,6 +262,11 @@ class Host:
     @property
     def diffusion_model(self) -> Any:
         return self.model.model.diffusion_model
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks an evaluation of one call runs."""
+        return len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
 
     @contextlib.contextmanager
     def spoiled(self, value: float, call: int = 4) -> Iterator[None]:
@@ -305,7 +311,7 @@ class Host:
         cfg: float = 1.0,
         sampler: str = "euler",
         batch: int = 1,
-        size: tuple[int, int] = (12, 16),
+        size: tuple[int, int] | None = None,
         seed: int = 0,
         denoise: float = 1.0,
         positive: Any = None,
@@ -314,7 +320,7 @@ class Host:
         noise_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One run through the host's own `comfy.sample.sample`: b c h w."""
-        empty = torch.zeros(batch, 16, *size) if latent is None else latent
+        empty = torch.zeros(batch, 16, *(size or self.size)) if latent is None else latent
         noise = self.comfy.sample.prepare_noise(empty, seed)
         return self.comfy.sample.sample(
             model,
