@@ -16,7 +16,7 @@ import torch
 
 from ...cache_core.affine import applied, fitted
 from ...cache_core.track import Track
-from ...cache_core.types import BLOCKS, WHOLE, Architecture, Probe, Slot, Streams, Unit
+from ...cache_core.types import BLOCKS, Architecture, Probe, Slot, Streams, Unit
 from .common import Around, Forward, ModelCall, Options, Site, fail_open
 from .trunk import TEXT, Hook, eager, with_hooks
 
@@ -98,15 +98,15 @@ class Blocks(Site):
         self, now: Passage, streams: Streams, slot: Slot, args: dict[str, Any]
     ) -> Mapping[str, torch.Tensor] | None:
         call, part, entered = now.call.call, self.track.part(slot), self._tokens(args, slot, streams)
-        img = entered[WHOLE]
-        facts = now.call.facts(*img.shape[1:], *entered[TEXT].shape[1:], streams.targets, of=img)
+        img, txt = entered.values()
+        facts = now.call.facts(*img.shape[1:], *txt.shape[1:], streams.targets, of=img)
         probe = partial(self._probe, img, streams.targets)
         if not part.enter(call, facts, probe, self.architecture.calibration(streams.references)):
             now.entered = {unit: tokens.clone() for unit, tokens in entered.items()}  # blocks add into them in place
             return None
-        stand_in = {unit: applied(part.predict(call, unit), tokens) for unit, tokens in entered.items()}
+        img, txt = (applied(part.predict(call, unit), tokens) for unit, tokens in entered.items())
         self.track.leave_out(call, 1 / len(self.slots))
-        return self.architecture.replaced(args, slot, streams.txt.shape[1], stand_in[WHOLE], stand_in[TEXT])
+        return self.architecture.replaced(args, slot, streams.txt.shape[1], img, txt)
 
     def _take(self, now: Passage, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
         with fail_open(self.session):
@@ -117,11 +117,11 @@ class Blocks(Site):
                 self.track.part(slot).store(now.call.call, fitted(entered[unit], tokens), unit)
 
     def _tokens(self, values: Mapping[str, torch.Tensor], slot: Slot, streams: Streams) -> dict[Unit, torch.Tensor]:
-        """All image tokens and all text tokens at a block."""
+        """All image tokens and all text tokens at a block, in this order."""
         text = streams.txt.shape[1]
         return {
-            WHOLE: self.architecture.image(values, slot, text),
-            TEXT: self.architecture.text(values, slot, text),
+            slot: self.architecture.image(values, slot, text),
+            (slot, TEXT): self.architecture.text(values, slot, text),
         }
 
     def _probe(self, img: torch.Tensor, targets: int, rows: slice) -> Probe:
