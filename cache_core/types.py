@@ -62,6 +62,8 @@ MODEL = Place("model")
 """The whole model call."""
 TRUNK = Place("trunk")
 """All transformer blocks, between the input embeddings and the final layer."""
+BLOCKS = Place("blocks")
+"""Every transformer block by itself: each decides on what enters it, which costs one read a block."""
 
 Unit = Hashable
 """What a site stores apart: `WHOLE` where it has but one, else a layer, or one stream of it."""
@@ -133,6 +135,9 @@ class Step:
 
 # what -----------------------------------------------------------------------------------------------------------------
 
+Grid = tuple[int, ...]
+"""The token grid of the picture that is being made: (h, w), or (t, h, w) for video; n is their product."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -142,15 +147,17 @@ class Probe:
     calls are skipped the model's scaled input, channels last (b ... c).
     head: b n d, what the head layers of the rule's place have added to the target's tokens.
     targets: how many of its n tokens belong to the picture that is being made; None for all.
+    entered: b n d, the target's tokens as they enter the block (places of single blocks).
+    sigma, grid: the noise level (0-dim, on the device) and the token grid of the target, None where nothing is known
+    of it (places within a described trunk).
     """
 
     modulated: Tensor | None = None
     targets: int | None = None
     head: Tensor | None = None
-
-
-Grid = tuple[int, ...]
-"""The token grid of the picture that is being made: (h, w), or (t, h, w) for video; n is their product."""
+    entered: Tensor | None = None
+    sigma: Tensor | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,14 +293,15 @@ class Rule:
     """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
     whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
-    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input).
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
+    place of single blocks: how each channel goes through the block, as two vectors.
     """
 
     places: tuple[Place, ...]
     signal: Signal
     gate: Gate
     predictor: Predictor
-    feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
+    feature: Literal["residual", "absolute", "output", "denoised", "affine"] = "residual"
     correction: Correction | None = None
 
 
