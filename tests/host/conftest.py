@@ -217,6 +217,8 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.schedules = importlib.import_module(f"{PACK}.cache_core.schedules")
+        self.predictors = importlib.import_module(f"{PACK}.cache_core.predictors")
         self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
