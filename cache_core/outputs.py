@@ -15,11 +15,10 @@ LEAST_SIGNAL = 0.02
 
 
 def noise_scale(t: float, high: float, low: float, bend: float = 0.4) -> float:
-    """FEB-Cache's b(t) (arXiv 2503.07120, eq. 3), t from 1 (noise) to 0: from 1 down to `high` at t = `bend`, then on to
-    `low`.
+    """FEB-Cache's b(t) (arXiv 2503.07120, eq. 3), t from 1 (noise) to 0: from 1 to `high` at t = `bend`, on to `low`.
 
-        t >= bend:  high + (1 - high) · exp(-5 (1 - t) / (1 - bend))
-        t <  bend:  low + (high - low) · exp(5 (t - bend) / (1 - bend))
+    t >= bend:  high + (1 - high) · exp(-5 (1 - t) / (1 - bend))
+    t <  bend:  low + (high - low) · exp(5 (t - bend) / (1 - bend))
     """
     if t >= bend:
         return high + (1 - high) * math.exp(-5 * (1 - t) / (1 - bend))

@@ -1,9 +1,9 @@
 """FEB-Cache's table (arXiv 2503.07120, Algorithm 1): what each step of a run reuses, found by walking over the run.
 
 With E the norm of the predicted noise, at each step the first of these whose change |1 - E / E_ori| stays below
-delta(t) is taken: both modules reused, the stage's one module reused, nothing reused. Samples vote, and the walk goes on
-with what won, so that what is reused later is as old as it will be. The one module is the MLP in the first 60 % of the
-run and attention in the last 40 %: early steps are fragile in low frequencies, which attention carries.
+delta(t) is taken: both modules reused, the stage's one module reused, nothing reused. Samples vote, and the walk goes
+on with what won, so that what is reused later is as old as it will be. The one module is the MLP in the first 60 % of
+the run and attention in the last 40 %: early steps are fragile in low frequencies, which attention carries.
 
 delta(t) = scale · (1/2 + t), t from 1 (noise) to 0: the authors found a rising line best, and publish no coefficients;
 the scale is the smallest that leaves no more than the wanted share of the work.

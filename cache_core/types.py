@@ -357,8 +357,8 @@ Slot = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates (one tensor,
-    or a tuple in this order). width: channels that attention runs over in it, 0 where there is none.
+    """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates, one tensor
+    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none.
     """
 
     module: Any

@@ -6,9 +6,9 @@ multiplied with the current step's gate. The predicted noise may be scaled by b(
 a cache adds to what the sampler sees as noise.
 
 Differs from the original: the paper's table is not published (the released example holds no step that reuses one
-module): a stated drift takes the place of the measured norms. `scaling` paper multiplies the noise
-by b(t), code divides it by 0.965 as the released script does, which is the opposite sign. It scales once something was
-skipped. First and last step are computed. It needs blocks, so that on a model that is not described here it stands down.
+module), so a stated drift takes the place of the measured norms. `scaling` paper multiplies the noise by b(t), code
+divides it by 0.965 as the released script does, which is the opposite sign; either acts once something was skipped.
+First and last step are computed. It needs blocks, so that on a model that is not described here it stands down.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Misfit(Exception):
 class Side(Protocol):
     """What a block asks of the site that stores one of its two terms."""
 
-    session: Session
-
+    @property
+    def session(self) -> Session: ...
     def standing(self, layer: int, stream: str, like: Tensor) -> Tensor | None: ...
     def replaced(self, layer: int, stream: str, idle: bool) -> None: ...
     def records(self, layer: int) -> bool: ...
@@ -43,14 +43,17 @@ class Cut:
         self.weights = weights
         self._known: dict[tuple[type, torch.dtype], bool] = {}
 
-    def possible(self, layer: Any, x: Tensor) -> bool:
-        """Whether `layer` is a linear map of its plain weight; tried once on a token for each kind of layer."""
-        weight = getattr(layer, "weight", None)
+    def possible(self, like: Tensor, *layers: Any) -> bool:
+        """Whether these layers are linear maps of their plain weights; tried once on a token for each kind of layer."""
+        return all(self._possible(like, layer) for layer in layers)
+
+    def _possible(self, like: Tensor, layer: Any) -> bool:
+        weight: Any = getattr(layer, "weight", None)
         if type(weight) not in (Tensor, torch.nn.Parameter) or not weight.is_floating_point() or weight.ndim != 2:
             return False
         kind = (type(layer), weight.dtype)
         if kind not in self._known:
-            self._known[kind] = self._tried(layer, x)
+            self._known[kind] = self._tried(like, layer)
         return self._known[kind]
 
     def product(self, layer: Any, x: Tensor, *, rows: slice = slice(None), columns: slice = slice(None),
@@ -60,9 +63,9 @@ class Cut:
             added = offset[rows] if bias and offset is not None else None
             return torch.nn.functional.linear(x, weight[rows, columns], added)
 
-    def _tried(self, layer: Any, x: Tensor) -> bool:
+    def _tried(self, like: Tensor, layer: Any) -> bool:
         try:
-            token = x[:1, :1]
+            token = torch.linspace(-1, 1, layer.in_features, dtype=like.dtype, device=like.device).view(1, 1, -1)
             whole, ours = type(layer).forward(layer, token).float(), self.product(layer, token).float()
         except Exception:
             return False
@@ -97,7 +100,7 @@ class Fusion:
         if attention is not None and mlp is not None:
             return self._left_out(x.new_zeros(*x.shape[:-1], size))
         with fail_open(self._session):
-            if self.cut.possible(self.part.enter, x):
+            if self.cut.possible(x, self.part.enter, self.part.leave):
                 if attention is not None:
                     ran = self.cut.product(self.part.enter, x, rows=slice(rows, None))
                     return self._left_out(torch.cat((x.new_zeros(*x.shape[:-1], rows), ran), dim=-1))
@@ -112,7 +115,7 @@ class Fusion:
         if attention is None and mlp is None:
             out = self.inner_leave(joined)
             with fail_open(self._session):
-                return self._stored(joined, out)
+                out = self._stored(joined, out)
             return out
         if attention is not None and mlp is not None:
             return attention + mlp
@@ -136,7 +139,7 @@ class Fusion:
         """Both terms of a computed block's output, to whoever stores them; the output, or a repaired one."""
         wanted = [kind for kind, side in self.sides.items() if side.records(self.layer)]
         stream = self.part.streams[0]
-        if self.cut.possible(self.part.leave, joined) and self.cut.possible(self.part.enter, out):
+        if self.cut.possible(out, self.part.enter, self.part.leave):
             if not wanted:
                 return out
             attended = self._attended(joined)

@@ -35,7 +35,8 @@ class Pass:
     """One model call on its way through the blocks.
 
     layer: the block that runs; stand_in: what its streams get instead; idle: its attention is not wanted; image: its
-    image tokens; shares: of the whole work, by unit; done: units that were stored or replaced in this call (somebody may run a block twice).
+    image tokens; shares: of the whole work, by unit; done: units that were stored or replaced in this call (somebody
+    may run a block twice).
     """
 
     call: ModelCall
@@ -215,7 +216,7 @@ class Modules(Site):
 
     def _enter(self, layer: int, part: Split, stream: str, inner: Callable[..., Any], x: Tensor) -> Tensor:
         if self._here(layer) is None or self.standing(layer, stream, x) is None:
-            return inner(x)  # type: ignore[no-any-return]
+            return inner(x)
         assert self.now is not None
         self.now.idle = True
         return x.new_zeros(*x.shape[:-1], 3 * part.width)

@@ -116,3 +116,140 @@ def test_the_four_states_on_qwen_image(host: Any, monkeypatch: pytest.MonkeyPatc
     assert not torch.allclose(ours, qwen.sample(**options), atol=1e-3)
     trace = host.trace()
     assert works(trace)[4] == 0 and trace["partial"] == 3 and trace["skipped"] == 1, trace["notes"]
+
+
+class Kept:
+    """What a fused block asks of a site: it stores in one pass and stands in afterwards."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.kept, self.reuse, self.idle = session, None, False, False
+
+    def standing(self, layer: int, stream: str, like: torch.Tensor) -> Any:
+        return self.kept.clone() if self.reuse else None
+
+    def replaced(self, layer: int, stream: str, idle: bool = False) -> None:
+        self.idle = idle
+
+    def records(self, layer: int) -> bool:
+        return True
+
+    def stored(self, layer: int, stream: str, out: torch.Tensor) -> torch.Tensor:
+        self.kept = out.clone()
+        return out
+
+
+class Scaled(torch.nn.Linear):
+    """A format that cannot be cut: what it holds is not what it multiplies with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight * 3, self.bias)
+
+
+@pytest.mark.claim("Half steps", "joint layers in fp32, bf16, fp16 and fp8 are cut; formats that cannot be are not")
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "float16", "float8_e4m3fn", "scaled"])
+def test_joint_layers_of_every_format(host: Any, weights: str) -> None:
+    """A single block's two layers: each of the four states against its two terms, in the precision it computes in."""
+    import comfy.ops
+
+    fused = host.fused
+    layer = Scaled if weights == "scaled" else comfy.ops.manual_cast.Linear
+    dtype = torch.float32 if weights == "scaled" else getattr(torch, weights)
+    width, hidden, compute = 64, 256, torch.bfloat16 if weights == "bfloat16" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        enter, leave = layer(width, 3 * width + hidden), layer(width + hidden, width)
+        for parameter in (*enter.parameters(), *leave.parameters()):
+            parameter.requires_grad_(False)
+            parameter.data = (torch.randn(parameter.shape, generator=generator) / 16).to(dtype)
+    session = host.session([])
+    part = host.types.Fused(enter, leave, width)
+    joint = fused.Fusion(part, 0, fused.Cut(host.host.lent))
+    sides = joint.sides = {"attention": Kept(session), "mlp": Kept(session)}
+
+    def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block without its attention and activation: what goes into the second layer, and what comes out."""
+        inside = joint.enter(x)
+        joined = torch.cat((inside[..., :width], inside[..., 3 * width :]), dim=-1)
+        return joined, joint.leave(joined)
+
+    old, new = (torch.randn(2, 5, width, generator=generator).to(compute) for _ in range(2))
+    terms = {}
+    weight = (leave.weight.float() * (3 if weights == "scaled" else 1)).to(compute).float()
+    for name, x in (("old", old), ("new", new)):
+        for side in sides.values():
+            side.reuse = False
+        joined, out = run(x)
+        assert torch.equal(out, leave(joined))  # a computed block is the host's own
+        attention = joined[..., :width].float() @ weight[:, :width].T
+        terms[name] = attention, out.float() - attention
+    tolerance = 0.1 if compute == torch.bfloat16 else 1e-4
+    for attention, mlp in ((True, False), (False, True), (True, True)):
+        for side in sides.values():
+            side.reuse = False
+        run(old)
+        sides["attention"].reuse, sides["mlp"].reuse = attention, mlp
+        _, out = run(new)
+        cut = weights != "scaled" or (attention and mlp)
+        expected = terms["old" if attention and cut else "new"][0] + terms["old" if mlp and cut else "new"][1]
+        assert torch.allclose(out.float(), expected, atol=tolerance), (attention, mlp)
+    assert (weights == "scaled") == (session.recorder.notes == [fused.UNCUT])
+
+
+@pytest.mark.claim("Half steps", "foreign attention overrides and block patches run on what is computed")
+def test_foreign_attention_and_patches_run_on_computed_units(host: Any) -> None:
+    calls: list[str] = []
+
+    def attend(function: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append("attention")
+        return function(*args, **kwargs) * 1.1
+
+    def patch(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+        calls.append("patch")
+        out = extra["original_block"](args)
+        return {**out, "img": out["img"] * 1.02}
+
+    model = host.model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = attend
+    model.set_model_patch_replace(patch, "dit", "double_block", 1)
+    plain = host.sample(model, steps=STEPS)
+    every = host.blocks * STEPS
+    assert calls.count("attention") == every and calls.count("patch") == STEPS
+    assert torch.equal(host.sample(states(host, model, set(), set()), steps=STEPS), plain)
+    calls.clear()
+    cached = host.sample(states(host, model, ATTENTION, set()), steps=STEPS)
+    assert calls.count("attention") == host.blocks * (STEPS - len(ATTENTION)) and calls.count("patch") == STEPS
+    blocks = [*host.diffusion_model.double_blocks, *host.diffusion_model.single_blocks]
+    expected = by_hand(blocks, lambda: host.sample(model, steps=STEPS), attention=ATTENTION, mlp=set())
+    assert torch.allclose(cached, expected, atol=2e-4)
+
+
+@pytest.mark.claim("Half steps", "a fault of ours in the middle of a block computes it, and the run goes on uncached")
+@pytest.mark.parametrize("where", ["predict", "store"])
+def test_a_fault_in_a_block_computes_it(host: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    plain = host.sample(host.model, steps=STEPS)
+    count, healthy = 0, getattr(host.track, where)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 5:
+            raise ValueError("injected")
+        return healthy(*args, **kwargs)
+
+    monkeypatch.setattr(host.track, where, fail)
+    ours = host.sample(states(host, host.model, {2}, {3}), steps=STEPS)
+    trace = host.trace()
+    assert trace["state"] == "stood down" and "ValueError: injected" in trace["notes"][0] and count == 6
+    assert torch.equal(ours, plain) == (where == "store")
+    assert torch.isfinite(ours).all()
+
+
+@pytest.mark.claim("Half steps", "compiled models stand down with a note")
+def test_a_compiled_model_stands_down(host: Any) -> None:
+    model = host.model.clone()
+    model.add_wrapper_with_key(
+        "apply_model", "torch.compile", lambda executor, *args, **kwargs: executor(*args, **kwargs)
+    )
+    plain = host.sample(host.model, steps=STEPS)
+    assert torch.equal(host.sample(states(host, model), steps=STEPS), plain)
+    assert "compiled" in host.trace()["notes"][0]
