@@ -7,7 +7,10 @@ seconds from the same minutes.
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -18,9 +21,14 @@ from bench.lab.store import Outcome, Store, digest
 from bench.lab.studio import WEIGHTS, Studio
 from cache_core.metrics import psnr, ssim
 from cache_core.trace import estimated_error
+from cache_core.types import ATTENTION, MLP
 
 VERSION = "3"
 """Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
+
+
+ROUNDING = 1e-6
+"""Shares of a step do not add up exactly."""
 
 
 class Runner:
@@ -72,8 +80,11 @@ class Runner:
     @staticmethod
     def _evaluations(run: Sampled, sampler: str) -> tuple[int, int]:
         """Computed and all evaluations. The callback counts steps, of which some samplers evaluate all but the last
-        twice; there the trace knows better.
+        twice; there the trace knows better. Half steps count as the work that they leave, put together and rounded up.
         """
+        if run.trace is not None and _in_parts(run.trace):
+            work = sum(evaluation["work"] for evaluation in run.trace["evaluations"])
+            return math.ceil(work - ROUNDING), len(run.trace["evaluations"])
         if sampler not in TWICE:
             return sum(run.computed), len(run.computed)
         if run.trace is None:
@@ -85,7 +96,7 @@ class Runner:
         """The pack's own count must be what the hook on the first block saw."""
         if run.trace is None:
             return
-        said = run.trace["computed"] + run.trace["partial"]
+        said = run.trace["computed"] + run.trace["partial"] + _in_parts(run.trace) * run.trace["skipped"]
         if run.trace["state"] != "done" or said != sum(run.computed):
             raise RuntimeError(
                 f"{arm.name}: {run.trace['state']}, {said} evaluations computed by its trace, "
@@ -103,3 +114,8 @@ class Runner:
             runs[0].total = statistics.fmean(run.total for run in runs)
             self._reference = (pair, steps, sampler, runs[0], self.studio.picture(runs[0].latent))
         return self._reference[3], self._reference[4]
+
+
+def _in_parts(trace: Mapping[str, Any]) -> bool:
+    """Whether modules are skipped apart, so that every block runs on every step."""
+    return trace["site"] in (ATTENTION.kind, MLP.kind)
