@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-STEPS = 7
+STEPS, SMALL = 7, {"steps": 7, "size": (8, 8)}
 ATTENTION, MLP = {2, 4, 5}, {3, 4}
 """Steps that reuse each module: one state after the other, and both."""
 
@@ -90,7 +90,7 @@ def test_the_four_states_on_flux(host: Any, monkeypatch: pytest.MonkeyPatch, spl
     if split:
         monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
     blocks = [*host.diffusion_model.double_blocks, *host.diffusion_model.single_blocks]
-    options = {"steps": STEPS, "cfg": 3.0, "batch": 2}
+    options = {"steps": STEPS, "cfg": 3.0, "batch": 2, "size": (8, 8)}
     expected = by_hand(blocks, lambda: host.sample(host.model, **options), 2 if split else 1)
     ours = host.sample(states(host, host.model), **options)
     trace = host.trace()
@@ -211,22 +211,22 @@ def test_foreign_attention_and_patches_run_on_computed_units(host: Any) -> None:
     model = host.model.clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = attend
     model.set_model_patch_replace(patch, "dit", "double_block", 1)
-    plain = host.sample(model, steps=STEPS)
+    plain = host.sample(model, **SMALL)
     every = host.blocks * STEPS
     assert calls.count("attention") == every and calls.count("patch") == STEPS
-    assert torch.equal(host.sample(states(host, model, set(), set()), steps=STEPS), plain)
+    assert torch.equal(host.sample(states(host, model, set(), set()), **SMALL), plain)
     calls.clear()
-    cached = host.sample(states(host, model, ATTENTION, set()), steps=STEPS)
+    cached = host.sample(states(host, model, ATTENTION, set()), **SMALL)
     assert calls.count("attention") == host.blocks * (STEPS - len(ATTENTION)) and calls.count("patch") == STEPS
     blocks = [*host.diffusion_model.double_blocks, *host.diffusion_model.single_blocks]
-    expected = by_hand(blocks, lambda: host.sample(model, steps=STEPS), attention=ATTENTION, mlp=set())
+    expected = by_hand(blocks, lambda: host.sample(model, **SMALL), attention=ATTENTION, mlp=set())
     assert torch.allclose(cached, expected, atol=2e-4)
 
 
 @pytest.mark.claim("Half steps", "a fault of ours in the middle of a block computes it, and the run goes on uncached")
 @pytest.mark.parametrize("where", ["predict", "store"])
 def test_a_fault_in_a_block_computes_it(host: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    plain = host.sample(host.model, steps=STEPS)
+    plain = host.sample(host.model, **SMALL)
     count, healthy = 0, getattr(host.track, where)
 
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -237,9 +237,9 @@ def test_a_fault_in_a_block_computes_it(host: Any, monkeypatch: pytest.MonkeyPat
         return healthy(*args, **kwargs)
 
     monkeypatch.setattr(host.track, where, fail)
-    ours = host.sample(states(host, host.model, {2}, {3}), steps=STEPS)
+    ours = host.sample(states(host, host.model, {2}, {3}), **SMALL)
     trace = host.trace()
-    assert trace["state"] == "stood down" and "ValueError: injected" in trace["notes"][0] and count == 6
+    assert trace["state"] == "stood down" and "ValueError: injected" in trace["notes"][-1] and count == 6
     assert torch.equal(ours, plain) == (where == "store")
     assert torch.isfinite(ours).all()
 
@@ -250,6 +250,6 @@ def test_a_compiled_model_stands_down(host: Any) -> None:
     model.add_wrapper_with_key(
         "apply_model", "torch.compile", lambda executor, *args, **kwargs: executor(*args, **kwargs)
     )
-    plain = host.sample(host.model, steps=STEPS)
-    assert torch.equal(host.sample(states(host, model), steps=STEPS), plain)
-    assert "compiled" in host.trace()["notes"][0]
+    plain = host.sample(host.model, **SMALL)
+    assert torch.equal(host.sample(states(host, model), **SMALL), plain)
+    assert "compiled" in host.trace()["notes"][-1]
