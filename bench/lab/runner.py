@@ -18,7 +18,7 @@ from bench.lab.arms import EULER, TWICE, Arm
 from bench.lab.lab import Sampled
 from bench.lab.pairs import Pair
 from bench.lab.store import Outcome, Store, digest
-from bench.lab.studio import WEIGHTS, Studio
+from bench.lab.studio import SIDE, WEIGHTS, Studio
 from cache_core.metrics import psnr, ssim
 from cache_core.trace import estimated_error
 from cache_core.types import ATTENTION, MLP
@@ -38,6 +38,8 @@ class Runner:
         self.studio, self.store = studio, store
         weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
         self._ground = f"{VERSION} {weights} {studio.lab.about()['versions']}"
+        if studio.side != SIDE:
+            self._ground += f" {studio.side}"
         self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
         self._warm = False

@@ -227,6 +227,15 @@ class Host:
         self.model = self.load()
         self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
 
+    @contextlib.contextmanager
+    def untrained(self) -> Iterator[None]:
+        """While open, `model` is a FLUX of as many blocks with random weights, at a third of the cost."""
+        trained, self.model = self.model, self.tiny.load("flux")[0]
+        try:
+            yield
+        finally:
+            self.model = trained
+
     def load(self) -> Any:
         """A fresh copy of the small trained FLUX."""
         return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
@@ -353,6 +362,13 @@ class Host:
 def host() -> Iterator[Host]:
     with torch.inference_mode():
         yield Host()
+
+
+@pytest.fixture(scope="module")
+def untrained(host: Host) -> Iterator[None]:
+    """For modules of tests to which it does not matter what the model paints."""
+    with torch.inference_mode(), host.untrained():
+        yield
 
 
 @pytest.fixture(autouse=True)

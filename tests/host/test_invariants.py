@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 SAMPLERS = ["euler", "ddim", "dpmpp_2m"]
 FAST = {"threshold": 5.0, "max_consecutive": 2}
 """Skips two of three steps."""
