@@ -156,6 +156,7 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
+    "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {

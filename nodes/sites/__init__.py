@@ -9,9 +9,11 @@ from .blocks import Blocks
 from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
 from .guided import Guided
 from .model import WholeModel
+from .modules import AttentionModules, MlpModules
 from .trunk import Trunk
 
-CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk, Blocks)}
+_SITES: tuple[type[Site], ...] = (WholeModel, Trunk, Blocks, AttentionModules, MlpModules)
+CALL_SITES: dict[str, type[Site]] = {site.name: site for site in _SITES}
 """Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation."""
 
 __all__ = ["CALL_SITES", "Around", "Blocks", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "WholeModel",

@@ -217,6 +217,9 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.fused = importlib.import_module(f"{PACK}.nodes.sites.fused")
+        self.schedules = importlib.import_module(f"{PACK}.cache_core.schedules")
+        self.predictors = importlib.import_module(f"{PACK}.cache_core.predictors")
         self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
@@ -242,6 +245,14 @@ class Host:
         """A recorder for a session that a test drives itself."""
         trace = importlib.import_module(f"{PACK}.cache_core.trace")
         return trace.Recorder("test", {}, model, "model", steps)
+
+    def session(self, rules: Any, steps: int = 8) -> Any:
+        """A session that a test drives itself."""
+        module = importlib.import_module(f"{PACK}.cache_core.session")
+        schedule = self.types.Schedule(tuple(1 - i / steps for i in range(steps + 1)), module.flow_noise)
+        rule = self.types.Rule((self.types.TRUNK,), self.types.Signal(), self.gates.Never(), self.predictors.Hold())
+        method = self.types.Method("test", tuple(rules) or (rule,))
+        return module.Session(method, schedule, self.recorder("test", steps))
 
     def lane(self, name: str) -> Any:
         """A lane key."""

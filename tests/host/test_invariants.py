@@ -194,7 +194,7 @@ def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any, caching
     host.sample(caching.fast(), cfg=3.0, negative=host.conditioning(2, tokens=5))
     trace = host.trace()
     assert {(e["calls"], e["lanes"]) for e in trace["evaluations"] if e["calls"]} == {(2, 2)}
-    assert trace["partial"] == 0 and trace["skipped"] > 4
+    assert trace["skipped"] > 4 and (caching.site == "attention" or trace["partial"] == 0)
 
 
 # 5: first and last step -----------------------------------------------------------------------------------------------
