@@ -60,6 +60,10 @@ GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
 MODEL = Place("model")
 """The whole model call."""
+BRANCH = Place("branch")
+"""The unconditional result of an evaluation, derived from the conditional one. The feature is the difference of their
+ODE derivatives, unconditional minus conditional.
+"""
 TRUNK = Place("trunk")
 """All transformer blocks, between the input embeddings and the final layer."""
 BLOCKS = Place("blocks")
@@ -209,7 +213,9 @@ class Signal:
     reference: Literal["previous", "computed"] = "previous"
     """Compare with the lane's previous evaluation, or with its last computed one."""
     tap: float | None = None
-    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere."""
+    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere. At the branch:
+    the conditional derivative.
+    """
 
     def look(self, probe: Probe) -> Past:
         """Capture what later evaluations compare with. The engine copies these tensors before it keeps them."""

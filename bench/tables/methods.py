@@ -63,6 +63,7 @@ SIZES = {
     "trunk": "trunk features",
     "attention": "outputs of each block's modules",
     "mlp": "outputs of each block's modules",
+    "blocks": "vectors a stream of every block",
 }
 
 
@@ -76,7 +77,10 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     source = source or "; ".join(re.findall(r"\((.*)\)", lead)) or "this pack"
     rules = published().rules
     kinds = {place.kind for each in rules for place in each.places}
-    needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp"} else "any model"
+    if "branch" in kinds:
+        needs = "CFG above 1"
+    else:
+        needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
     size = SIZES.get(rules[0].places[0].kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 

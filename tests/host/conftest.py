@@ -433,7 +433,12 @@ def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
     return Caching(host, *request.param)
 
 
-@pytest.fixture(params=[name for name, method in METHODS.items() if not method.own_node])
+def _further(published: Any) -> bool:
+    kind = published().rules[0].places[0].kind
+    return not published.own_node and kind not in ("branch", "unet")  # these run in test_branch.py and test_unet.py
+
+
+@pytest.fixture(params=[name for name, method in METHODS.items() if _further(method)])
 def further(request: pytest.FixtureRequest) -> str:
     """Every method without a node of its own in turn, by name."""
     return str(request.param)
