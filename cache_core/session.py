@@ -120,7 +120,7 @@ class Session:
         evaluation, output = self.evaluation, self.method.output
         if output is None or not self.active or evaluation is None or evaluation.step is None:
             return denoised
-        self._skipped |= any(track.verdict is not None and track.verdict.skip for track in self.tracks)
+        self._skipped |= any(track.verdict is not None and track.verdict.skip for track in self._deciding())
         return output.adjust(evaluation.step, x, denoised) if self._skipped else denoised
 
     def end(self) -> None:
@@ -165,8 +165,13 @@ class Session:
         held = {id(t): t for track in self.tracks for t in track.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values())
 
+    def _deciding(self) -> list[Track]:
+        """Every track and its parts, in the order in which they decide."""
+        return [each for track in self.tracks for each in (track, *track.parts.values())]
+
     def _record(self, evaluation: Evaluation) -> Record:
-        verdicts = [track.verdict for track in self.tracks if track.verdict is not None]
+        deciding = self._deciding()
+        verdicts = [track.verdict for track in deciding if track.verdict is not None]
         idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
         verdict = next((v for v in verdicts if v.skip), verdicts[0] if verdicts else Verdict(False, idle))
         ran = sum(_rows(call) * (1.0 - _whole(call.left_out)) for call in evaluation.calls)
@@ -185,9 +190,9 @@ class Session:
             skip=verdict.skip,
             work=work,
             reason=verdict.reason,
-            scores={name: value for track in reversed(self.tracks) for name, value in track.scores.items()},
+            scores={name: value for track in reversed(deciding) for name, value in track.scores.items()},
             limits={name: value for v in reversed(verdicts) for name, value in v.limits.items()},
-            consecutive=max(track.consecutive for track in self.tracks),
+            consecutive=max(track.consecutive for track in deciding),
             derived=evaluation.spared,
         )
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.ops
 import comfy.patcher_extension
 import torch
 
@@ -138,7 +139,7 @@ class Run:
             if site is not None and site.fits(architecture) and site.suits(model):
                 rest = places[position + 1 :]
                 down = partial(self._fall_back, track, model, rest)
-                return site(track, Around(model, architecture, place, recording_open, down))
+                return site(track, Around(model, architecture, place, recording_open, down, lent))
         return None
 
     def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> None:
@@ -196,7 +197,7 @@ def _start(
     name = architecture.name if architecture else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
-    schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
+    schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
     session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
     branches = _branches(session, guider, levels, model_options)
     run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels), branches)
@@ -441,6 +442,16 @@ def _open_call(
 def _bare(model: Any) -> Any:
     """The diffusion model behind torch.compile's wrapper."""
     return getattr(model, "_orig_mod", model)
+
+
+@contextlib.contextmanager
+def lent(layer: Any, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A linear layer's weight and bias as the host would use them on x: cast, patched, brought to x's device."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 # memory ---------------------------------------------------------------------------------------------------------------

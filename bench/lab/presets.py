@@ -125,6 +125,16 @@ def _spectrum() -> list[Cached]:
     ]  # fmt: skip
 
 
+def _fastcache() -> list[Cached]:
+    """As the authors compare, step by step, and with a limit of skips; 0.15 is the setting of the paper's tables."""
+    settings = ((0.05, 1000), (0.08, 1000), (0.1, 1000), (0.15, 1000), (0.3, 2))
+    return [
+        Cached("FastCache", f"FastCache {threshold:g}" + ("" if most == 1000 else f", up to {most}"),
+               method="fastcache", params={"threshold": threshold, "max_consecutive": most})
+        for threshold, most in settings
+    ]  # fmt: skip
+
+
 def _cfg_cache() -> list[Cached]:
     """The paper's gains over its interval, and none of them with a slope."""
     bands = [Cached("CFG-Cache", f"CFG-Cache N={n}", method="cfg_cache", params={"interval": n}) for n in (2, 3, 5)]
@@ -156,12 +166,12 @@ OTHERS: Mapping[str, list[Cached]] = {
     "lazycache": _swept("LazyCache, ours", "lazycache", "threshold", CORE_THRESHOLDS),
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
+    "fastcache": _fastcache(),
+    "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
     "cfg_cache": _cfg_cache(),
-    "deepcache": [
-        *_swept("DeepCache", "deepcache", "interval", (2, 3, 5)),
-        Cached(
-            "DeepCache", "DeepCache 5, quadratic", method="deepcache", params={"interval": 5, "schedule": "quadratic"}
-        ),
+    "dyncfg_cache": [
+        *_swept("DynCFGCache", "dyncfg_cache", "threshold", (0.02, 0.2)),
+        *_swept("DynCFGCache, difference", "dyncfg_cache", "threshold", (0.15, 0.3, 0.6), stand_in="difference"),
     ],
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
@@ -173,10 +183,18 @@ PRESETS: Mapping[str, list[Cached]] = {
 }
 
 
+ELSEWHERE = ("deepcache",)
+"""Methods for models that the small FLUX is not."""
+NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")
+"""Methods that do nothing at CFG 1."""
+
+
 def method_arms(names: Iterable[str]) -> list[Cached]:
     """Every preset of these methods. Raises `MissingPresets` for one without."""
     arms: list[Cached] = []
     for name in names:
+        if name in ELSEWHERE:
+            continue
         if not PRESETS.get(name):
             raise MissingPresets(
                 f"the bench has no settings for cache_core/methods/{name}.py; add its table to bench/lab/presets.py"

@@ -30,12 +30,12 @@ METHODS = "cache_core/methods"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run against the full run of its pair. speedup: processor seconds of the full run over this one's, made in the
-    same process; quality of the picture (psnr, ssim) and of the latent, inf and 1 where identical; work: evaluations of
-    both sides of guidance that all work together makes, where the trace says it.
+    """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
+    processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
+    of the latent, inf and 1 where identical.
     """
 
-    computed: int
+    computed: float
     evaluations: int
     seconds: float
     speedup: float
@@ -45,7 +45,6 @@ class Outcome:
     latent_psnr: float
     latent_ssim: float
     estimate: float | None = None
-    work: float | None = None
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -38,10 +38,6 @@ def arms() -> list[Arm]:
     return [*(fewer(count) for count in COUNTS), *PRESETS["cfg_cache"], *follow, *derive]
 
 
-def cost(outcome: Outcome) -> float:
-    return outcome.computed if outcome.work is None else outcome.work
-
-
 def rows(g: Group, runner: Runner) -> list[dict[str, object]]:
     """One line an arm: means over pairs. Made pair by pair, so that one full run serves all arms."""
     found: list[list[Outcome]] = []
@@ -51,7 +47,7 @@ def rows(g: Group, runner: Runner) -> list[dict[str, object]]:
     return [
         {
             "steps": g.steps, "cfg": g.cfg, "family": arm.family, "name": arm.name, "pairs": len(g.pairs),
-            "cost": statistics.fmean(cost(o) for o in own), "speedup": statistics.median(o.speedup for o in own),
+            "cost": statistics.fmean(o.computed for o in own), "speedup": statistics.median(o.speedup for o in own),
             "psnr": finite_mean([o.psnr for o in own]), "ssim": statistics.fmean(o.ssim for o in own),
         }
         for arm, own in zip(g.arms, zip(*found, strict=True), strict=True)
