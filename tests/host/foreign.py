@@ -111,9 +111,18 @@ class Forward:
         self.call, self.between, self.behind = call, between, behind
 
     def __call__(
-        self, model: Any, img: Tensor, img_ids: Tensor, txt: Tensor, txt_ids: Tensor, timesteps: Tensor, y: Tensor, *_: Any,
-        transformer_options: dict[str, Any], **__: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        model: Any,
+        img: Tensor,
+        img_ids: Tensor,
+        txt: Tensor,
+        txt_ids: Tensor,
+        timesteps: Tensor,
+        y: Tensor,
+        *_: Any,
+        transformer_options: dict[str, Any],
+        **__: Any,
+    ) -> Tensor:
         from comfy.ldm.flux.layers import timestep_embedding
 
         hooks = transformer_options.get("patches_replace", {}).get("dit", {})

@@ -35,7 +35,8 @@ def is_right(host: Any, out: torch.Tensor, plain: torch.Tensor, fewer: torch.Ten
 @pytest.fixture(scope="module")
 def plain_runs(host: Any) -> dict[float, tuple[torch.Tensor, torch.Tensor]]:
     """The full run and one of as few steps as are computed, at CFG 1 and 3: our stand-in forward gives the same."""
-    return {cfg: (host.sample(host.model, steps=STEPS, cfg=cfg), host.sample(host.model, steps=4, cfg=cfg)) for cfg in (1.0, 3.0)}
+    model = host.model
+    return {cfg: (host.sample(model, steps=STEPS, cfg=cfg), host.sample(model, steps=4, cfg=cfg)) for cfg in (1.0, 3.0)}
 
 
 # 1: a pack's own forward calls the hooks in its own way ---------------------------------------------------------------
@@ -141,9 +142,9 @@ def test_report_02_nag_extra_rows(
 def fullgraph(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Compiles a model as one graph, with an attention that can be traced."""
     import comfy.ldm.flux.math
-    import comfy.ldm.modules.attention as attention
     import comfy.ldm.qwen_image.model
     import torch._dynamo
+    from comfy.ldm.modules import attention
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     for module in (comfy.ldm.flux.math, comfy.ldm.qwen_image.model):
