@@ -217,6 +217,7 @@ class Host:
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
+        self.foreign = _load_file(Path(__file__).with_name("foreign.py"))
         self.model = self.load()
         self.blocks = len(self.diffusion_model.double_blocks) + len(self.diffusion_model.single_blocks)
 
