@@ -177,13 +177,22 @@ class Track:
         """Whether this call was entered in this evaluation."""
         return call in self._entered
 
-    def compute(self, call: Call, reason: str) -> None:
-        """Compute this evaluation although nothing was decided: the site cannot skip it."""
-        self._entered.append(call)
+    def reset(self, call: Call | None = None) -> None:
+        """Forget everything, this evaluation's decision too unless an earlier call has followed a skip: another place
+        of the rule begins anew, in this same evaluation (with `call`, where there is one).
+        """
+        if call is not None:
+            call.left_out = 0.0
+        if self.verdict is not None and not any(earlier.left_out for earlier in self._entered):
+            self.verdict = None
+        self._entered.clear()
         self._lanes.clear()
-        if self.session.evaluation is not None and self.verdict is None:
-            self.verdict = Verdict(False, reason)
-            self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+
+    def explain(self, reason: str) -> None:
+        """Why this evaluation is computed, where the site knows better."""
+        if self.verdict is not None and not self.verdict.skip:
+            self.verdict = replace(self.verdict, reason=reason)
 
     def holds(self, call: Call, unit: Unit) -> bool:
         """Whether every lane of the call has what is needed to skip this unit."""

@@ -16,6 +16,7 @@ Nothing is written to the model, the module or the node's output: a plan on the 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
 import threading
@@ -36,7 +37,7 @@ from ..cache_core.track import Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
 from .conditioning import control_slots, lane_keys, sections, takes_turns, weights
 from .live import Live, page
-from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, fail_open, warn
+from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
 KEY = "spectralcache"
@@ -109,19 +110,41 @@ def attachment_of(model: Any) -> Attachment | None:
 class Run:
     """One sampling run on the host's side: its session, and where each of its rules skips in every model it calls."""
 
-    def __init__(self, session: Session, live: Live, guided: Mapping[Track, Guided]) -> None:
-        self.session, self.live, self.guided = session, live, guided
+    def __init__(self, session: Session, live: Live, one_graph: bool = False) -> None:
+        self.session, self.live, self.one_graph = session, live, one_graph
+        self.guided: dict[Track, Guided] = {}
+        self.guidance = 0
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
         """The sites around a call of this model, the first rule's outermost. (A run can call two models.)"""
-        if id(model) not in self._sites:
-            inner = [track for track in self.session.tracks if track not in self.guided]
-            self._sites[id(model)] = {track: self._site(track, model, track.rule.places) for track in inner}
-        return [site for site in self._sites[id(model)].values() if site is not None]
+        made = self._sites.setdefault(id(model), {})
+        for track in self.session.tracks:
+            if track not in made and track not in self.guided:
+                made[track] = self._site(track, model, track.rule.places)
+        return [site for track in self.session.tracks if (site := made.get(track)) is not None]
 
     def clear(self) -> None:
         self._sites.clear()
+        self.guided.clear()
+
+    def skip_evaluations(self, track: Track, model_sampling: Any) -> None:
+        """Let this rule answer in the place of whole evaluations."""
+        self.guided[track] = Guided(track, model_sampling, partial(self._leave_evaluations, track))
+
+    def look_out(self, options: Options) -> None:
+        """Some samplers (CFG++) hang a function of their own into the guidance and read its parts from it after every
+        evaluation: a whole one left out would leave them an older step's.
+        """
+        if len(options.get("sampler_post_cfg_function", ())) > self.guidance:
+            for site in list(self.guided.values()):
+                site.leave(Unfit("guidance read", "the sampler reads the guidance's parts from every evaluation"))
+
+    def _leave_evaluations(self, track: Track, why: str) -> None:
+        self.guided.pop(track, None)
+        track.section = None
+        inner = [place for place in track.rule.places if place.kind in CALL_SITES]
+        self._told(why, CALL_SITES[inner[0].kind].name if inner else "")
 
     def _site(self, track: Track, model: Any, places: Sequence[Place]) -> Site | None:
         """The first of these places that the model allows."""
@@ -131,18 +154,23 @@ class Run:
             if site is not None and site.fits(architecture):
                 rest = places[position + 1 :]
                 down = partial(self._fall_back, track, model, rest)
-                return site(track, Around(model, architecture, place, recording_open, down))
+                return site(track, Around(model, architecture, place, recording_open, down, self.one_graph))
         return None
 
-    def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> None:
+    def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> Site | None:
         """From one place of a rule to its next one, for the rest of this run."""
         site = self._sites[id(model)][track] = self._site(track, model, places)
+        self._told(why, site.name if site else "")
+        return site
+
+    def _told(self, why: str, name: str) -> None:
+        """Say once that a place cannot be used, and what is skipped instead."""
         recorder = self.session.recorder
-        if site is None:
+        if not name:
             warn(self.session, f"{why}; the run goes on uncached")
             return
-        recorder.site = site.name
-        note = f"{why}; {IN_WORDS[site.name]} are skipped instead"
+        recorder.site = name
+        note = f"{why}; {IN_WORDS[name]} are skipped instead"
         if recorder.note(note):
             LOG.warning("SpectralCache: %s.", note)
 
@@ -191,7 +219,9 @@ def _start(
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
     session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
-    run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels))
+    run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options))
+    run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
+    _guided(run, guider, levels)
     kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
@@ -208,14 +238,24 @@ def _start(
     return run
 
 
-def _guided(session: Session, guider: Any, sigmas: Sequence[float]) -> dict[Track, Guided]:
-    """The rules that skip whole evaluations, with where the run's conditionings come and go."""
-    found: dict[Track, Guided] = {}
-    for track in session.tracks:
+def _guided(run: Run, guider: Any, sigmas: Sequence[float]) -> None:
+    """Rules that skip whole evaluations, with where the run's conditionings come and go."""
+    for track in run.session.tracks:
         if track.rule.places[0].kind == Guided.name and not takes_turns(guider.conds, sigmas):
             track.section = sections(guider.conds)
-            found[track] = Guided(track, guider.model_patcher.get_model_object("model_sampling"))
-    return found
+            run.skip_evaluations(track, guider.model_patcher.get_model_object("model_sampling"))
+
+
+def _one_graph(model_options: Mapping[str, Any]) -> bool:
+    """Whether the whole model is compiled with fullgraph=True by the host's own wrapper. A pack that compiles by itself
+    is found out when its first graph fails.
+    """
+    if not model_options.get("torch_compile_kwargs", {}).get("fullgraph"):
+        return False
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {}).get("apply_model", {})
+    modules = [dict(inspect.getclosurevars(w).nonlocals) for w in wrappers.get("torch.compile", ())]
+    names = [name for found in modules for name in found.get("compiled_module_dict", {"diffusion_model": None})]
+    return "diffusion_model" in names  # single blocks compiled leave room for hooks between them
 
 
 def _finish(run: Run, state: State) -> None:
@@ -310,6 +350,7 @@ def predict_noise(
         return executor(x, timestep, options, *args, **kwargs)
     with fail_open(run.session):
         run.session.begin(timestep)
+        run.look_out(options)
     out = _evaluated(run, x, timestep, lambda: executor(x, timestep, options, *args, **kwargs))
     with fail_open(run.session):
         out = run.session.adjusted(x, out)
@@ -321,7 +362,7 @@ def predict_noise(
 
 def _evaluated(run: Run, x: Any, timestep: torch.Tensor, forward: Callable[[], Any]) -> Any:
     """The guided result, through the sites that can leave an evaluation out as a whole."""
-    for site in run.guided.values():
+    for site in list(run.guided.values()):
         forward = partial(site.run, x, timestep, forward)
     return forward()
 

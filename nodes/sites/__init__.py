@@ -5,7 +5,7 @@ conventions (block hooks, `patches_replace`), but import nothing of it.
 
 from __future__ import annotations
 
-from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
+from .common import Around, Forward, ModelCall, Options, Site, Unfit, fail_open, warn
 from .guided import Guided
 from .model import WholeModel
 from .trunk import Trunk
@@ -13,5 +13,5 @@ from .trunk import Trunk
 CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk)}
 """Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation."""
 
-__all__ = ["CALL_SITES", "Around", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "WholeModel",
+__all__ = ["CALL_SITES", "Around", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "Unfit", "WholeModel",
            "fail_open", "warn"]  # fmt: skip

@@ -7,6 +7,7 @@ noise levels are edges: the run is parted into sections there, and nothing is fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from ...cache_core.coefficients import IDENTITY
-from ...cache_core.track import Facts, LaneKey, Track
+from ...cache_core.track import Call, Facts, LaneKey, Track
 from ...cache_core.types import GUIDED, Probe
-from .common import denoised, derivative, fail_open, latent_grid
+from .common import denoised, derivative, failure, latent_grid
+
+LOG = logging.getLogger("SpectralCache")
 
 LANE = LaneKey(GUIDED.kind)
 
@@ -26,27 +29,37 @@ class Guided:
 
     name = GUIDED.kind
 
-    def __init__(self, track: Track, model_sampling: Any) -> None:
-        self.track, self.model_sampling = track, model_sampling
+    def __init__(self, track: Track, model_sampling: Any, fall_back: Callable[[str], object]) -> None:
+        self.track, self.model_sampling, self.fall_back = track, model_sampling, fall_back
 
     def run(self, x: torch.Tensor, sigma: torch.Tensor, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute or skip an evaluation at sigma (b) of x (b c ...): the denoised latent."""
         track, grid, call = self.track, latent_grid(x), None
-        with fail_open(track.session):
+        try:
             call = track.session.open_all(LANE, x.shape[0])
             facts = Facts(tuple(x.shape), x.dtype, x.device)
             if track.enter(call, facts, partial(self._probe, x, sigma), IDENTITY):
                 answer = denoised(x, track.predict(call, grid=grid), sigma)
                 track.leave_out(call)
                 return answer
+        except Exception as error:
+            self.leave(error, call)
         computed = forward()
-        with fail_open(track.session):
+        try:
             if call is not None and track.reached(call):
                 tokens = derivative(x, computed, sigma)
                 repair = track.store(call, tokens, grid=grid)
                 if repair is not None:
                     return denoised(x, tokens + repair, sigma)
+        except Exception as error:
+            self.leave(error, call)
         return computed
+
+    def leave(self, error: Exception, call: Call | None = None) -> None:
+        """This evaluation, and the rest of the run, at the rule's next place."""
+        LOG.debug("SpectralCache", exc_info=True)
+        self.track.reset(call)
+        self.fall_back(failure(error, "whole evaluations could not be skipped")[1])
 
     def _probe(self, x: torch.Tensor, sigma: torch.Tensor, rows: slice) -> Probe:
         return Probe(self.model_sampling.calculate_input(sigma[rows], x[rows]).movedim(1, -1))

@@ -50,7 +50,6 @@ def test_report_01_the_stand_in_forward_is_the_hosts_in_numbers(host: Any, plain
     assert host.trace()["skipped"] >= 4 and host.trace()["site"] == "trunk"
 
 
-@pytest.mark.xfail(strict=True, reason="report 1")
 @pytest.mark.parametrize("method", TRUNK)
 @pytest.mark.parametrize(("call", "cfg"), [*((call, 1.0) for call in CALLS), ("second_dict", 3.0), ("late", 3.0)])
 def test_report_01_pulid_hook_arguments(
@@ -69,7 +68,6 @@ def test_report_01_pulid_hook_arguments(
     assert len(trace["evaluations"]) == STEPS
 
 
-@pytest.mark.xfail(strict=True, reason="report 1")
 @pytest.mark.parametrize("call", ["second_dict", "nowhere"])
 def test_report_01_with_a_foreign_patch_in_a_slot(host: Any, call: str) -> None:
     """The same forward, and a third pack's block patch, which must go on working."""
@@ -93,7 +91,6 @@ def test_report_01_with_a_foreign_patch_in_a_slot(host: Any, call: str) -> None:
     assert len(calls) == host.trace()["computed"]
 
 
-@pytest.mark.xfail(strict=True, reason="report 1")
 @pytest.mark.parametrize("call", CALLS)
 def test_report_01_recording_is_bit_identical(host: Any, plain_runs: Any, call: str) -> None:
     """Attached but never skipping changes nothing, however the hooks are called, and is not the end of recording."""
@@ -107,7 +104,6 @@ def test_report_01_recording_is_bit_identical(host: Any, plain_runs: Any, call: 
 # 2: extra rows or tokens between the first block and the last ---------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="report 2")
 @pytest.mark.parametrize("method", TRUNK)
 @pytest.mark.parametrize(
     ("extra", "cfg", "batch"), [("rows", 1.0, 1), ("rows", 1.0, 2), ("rows", 3.0, 1), ("tokens", 1.0, 1)]
@@ -161,7 +157,6 @@ def fullgraph(host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     torch._dynamo.reset()
 
 
-@pytest.mark.xfail(strict=True, reason="report 4")
 @pytest.mark.parametrize("method", ["Apply", "FreqCa"])
 @pytest.mark.parametrize("order", ["compiled first", "compiled last"])
 def test_report_04_fullgraph_compile(
@@ -202,7 +197,6 @@ def kontext(host: Any, size: tuple[int, int], method: str) -> list[Any]:
     return [[tensor, {**options, **extra}] for tensor, options in host.conditioning(1)]
 
 
-@pytest.mark.xfail(strict=True, reason="report 5")
 @pytest.mark.parametrize(
     ("method", "size", "place"),
     [
@@ -230,7 +224,6 @@ def test_report_05_flux_kv_cache_kontext(host: Any, method: str, size: tuple[int
     is_right(host, out, plain, fewer)
 
 
-@pytest.mark.xfail(strict=True, reason="report 5")
 @pytest.mark.parametrize("method", ["Apply", "FreqCa"])
 @pytest.mark.parametrize("where", ["before", "behind"])
 def test_report_05_image_tokens_that_are_neither_target_nor_reference(host: Any, method: str, where: str) -> None:
