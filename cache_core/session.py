@@ -21,15 +21,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .course import OTHER_SIZE, Course
+from .motion import Motion
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
 from .track import Call, Evaluation, LaneKey, Observe, Track
-from .types import SIGMA_TOLERANCE, CacheError, Method, Schedule, Step, Verdict
+from .types import CacheError, Method, Schedule, Step, Verdict
 
 
 class Session:
     """One run. `schedule`: its noise levels; `keep` makes every tensor that outlives a forward; `corrects` is False
     where the sampler does not take what it is told times a difference of sigmas, so that nothing can be paid back;
-    `observe` is told of every feature, computed or standing in.
+    `observe` is told of every feature, computed or standing in; `has_float64` says whether a device can hold
+    accumulators; `measures`: whether the sampler's own moves can be seen between evaluations (`motion`).
     """
 
     def __init__(
@@ -40,27 +43,64 @@ class Session:
         keep: Callable[[Tensor], Tensor] = torch.clone,
         corrects: bool = True,
         observe: Observe | None = None,
+        has_float64: Callable[[torch.device], bool] = lambda device: True,
+        measures: bool = False,
     ) -> None:
         if not method.rules:
             raise CacheError(f"{method.name} has no rule, so there is nothing to run")
         self.method, self.schedule, self.recorder = method, schedule, recorder
-        self.keep, self.corrects, self.observe = keep, corrects, observe
+        self.keep, self.observe, self.has_float64 = keep, observe, has_float64
+        self.told_to_correct = corrects
         self.active = not method.never
+        self.motion = Motion(keep, measures) if self.active else None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
-        self._stages: dict[int, int] = {}
-        self._previous_sigma: float | None = None
+        self.course = Course(schedule)
         self._skipped = False
         self._unread: list[tuple[Record, Tensor]] = []
 
     @property
     def revisits(self) -> bool:
         """Whether the sampler evaluates steps more than once."""
-        return max(self._stages.values(), default=0) > 1
+        return self.course.revisits
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a repair reaches its aim: not where the sampler was seen to add noise of its own."""
+        return self.told_to_correct and not (self.motion and self.motion.stochastic)
 
     def begin(self, sigma: Tensor) -> None:
         """Start an evaluation at `sigma` (any shape, its first element counts; read later)."""
-        self.evaluation = Evaluation(sigma.flatten()[0], Stopwatch(sigma.device), self._previous_sigma)
+        self.evaluation = Evaluation(sigma.flatten()[0], Stopwatch(sigma.device))
+
+    def look(self, x: Tensor) -> None:
+        """See what the sampler has come to in the evaluation that has begun."""
+        evaluation = self.evaluation
+        if evaluation is None or not self.active:
+            return
+        if self.course.other_size(tuple(x.shape)):
+            evaluation.apart = OTHER_SIZE
+        elif self.motion is not None:
+            self.motion.arrive(x, evaluation.sigma)
+
+    def answer(self, x: Tensor, denoised: Tensor) -> None:
+        """See what the sampler is told: the result of the evaluation that is about to end."""
+        evaluation = self.evaluation
+        if evaluation is None or not self.active or self.motion is None or evaluation.apart:
+            return
+        if not any(track.verdict is not None and track.verdict.skip for track in self.tracks):
+            self.motion.computed(x, denoised, evaluation.sigma)
+        self.motion.leave(x, denoised, evaluation.sigma)
+
+    @property
+    def alarm(self) -> str:
+        """Why the run has to be left alone from here on, or an empty string."""
+        return ANOTHER_CACHE if self.motion is not None and self.motion.repeats else ""
+
+    def read(self, reading: dict[str, float]) -> None:
+        """Take out of what was read what the run itself has asked for."""
+        if self.motion is not None:
+            self.motion.read(reading)
 
     def open_all(self, key: LaneKey, rows: int) -> Call:
         """Open the evaluation as a whole, before any of its model calls, as one lane."""
@@ -85,16 +125,16 @@ class Session:
     def locate(self, sigma: float) -> Step:
         """Where the evaluation in progress stands. Counts it as a visit of its step, once."""
         evaluation = self.evaluation
-        if evaluation is not None and evaluation.step is not None:
-            return evaluation.step
-        index = self.schedule.index(sigma)
-        stage = self._stages.get(index, 0)
-        self._stages[index] = stage + 1
-        step, self._previous_sigma = self.schedule.at(sigma, stage), sigma
-        if evaluation is not None:
-            before = evaluation.before
-            evaluation.step, evaluation.rising = step, before is not None and sigma > before * (1 + SIGMA_TOLERANCE)
-        return step
+        if evaluation is None:
+            return self.course.visit(sigma, ordered=False).step
+        if evaluation.step is None:
+            stand = self.course.visit(sigma, ordered=True, apart=evaluation.apart)
+            evaluation.step, evaluation.apart, evaluation.shown = stand.step, stand.apart, sigma
+            if stand.again:
+                evaluation.again = True
+                for track in self.tracks:
+                    track.begin_again()
+        return evaluation.step
 
     def adjusted(self, x: Tensor, denoised: Tensor) -> Tensor:
         """What the method makes of an evaluation's result; the result itself while the run has skipped nothing."""
@@ -124,8 +164,7 @@ class Session:
         """Compute everything from here on and free what is held; returns whether the sentence is new."""
         self.active = False
         self.recorder.stood_down = True
-        for track in self.tracks:
-            track.clear()
+        self._free()
         return self.recorder.note(why)
 
     def close(self) -> None:
@@ -137,18 +176,26 @@ class Session:
                 step = self.locate(sigma)
                 record.step, record.stage, record.sigma = step.index, step.stage, step.sigma
         self._unread.clear()
+        self._free()
+        self.active = False
+
+    def _free(self) -> None:
         for track in self.tracks:
             track.clear()
-        self.active = False
+        if self.motion is not None:
+            self.motion.clear()
 
     def bytes(self) -> int:
         """Memory held now, in bytes."""
         held = {id(t): t for track in self.tracks for t in track.tensors()}
+        if self.motion is not None:
+            held |= {id(t): t for t in self.motion.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values())
 
     def _record(self, evaluation: Evaluation) -> Record:
         verdicts = [track.verdict for track in self.tracks if track.verdict is not None]
         idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
+        idle = evaluation.apart or idle
         verdict = next((v for v in verdicts if v.skip), verdicts[0] if verdicts else Verdict(False, idle))
         rows = [sum(r.stop - r.start for r in call.rows) for call in evaluation.calls]
         left_out = sum(n * _whole(call.left_out) for n, call in zip(rows, evaluation.calls, strict=True))
@@ -159,7 +206,7 @@ class Session:
         return Record(
             step=step.index if step else 0,
             stage=step.stage if step else 0,
-            sigma=step.sigma if step else float("nan"),
+            sigma=evaluation.shown if step else float("nan"),
             lanes=len(evaluation.seen),
             calls=len(evaluation.calls),
             action=action,
@@ -187,5 +234,6 @@ def plain_noise(sigma: float) -> float:
     return math.log(sigma + LEAST)
 
 
+ANOTHER_CACHE = "the model gives one result for different inputs, as another cache does; remove one of the two"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
 """Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""

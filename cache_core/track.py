@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .coefficients import Calibration
+from .course import SIGMA_ROSE
 from .history import History
 from .trace import Stopwatch
 from .types import WHOLE, Feature, Figures, Grid, Past, Probe, Rule, Step, Unit, Verdict
@@ -101,13 +102,16 @@ class Call:
 
 @dataclass(slots=True)
 class Evaluation:
-    """The evaluation in progress. `before` is the sigma of the one before it."""
+    """The evaluation in progress. apart: why it belongs to no step, or nothing (`course`); again: the schedule starts
+    again here; shown: the noise level that the model is shown.
+    """
 
     sigma: Tensor
     watch: Stopwatch
-    before: float | None
     step: Step | None = None
-    rising: bool = False
+    apart: str = ""
+    again: bool = False
+    shown: float = 0.0
     seen: dict[Hashable, LaneKey] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
@@ -155,6 +159,10 @@ class Track:
         if evaluation is None or call.bypass or not self.session.active:
             return False
         self._entered.append(call)
+        if evaluation.apart and self.verdict is None:
+            self.verdict = Verdict(False, evaluation.apart)
+        if evaluation.apart:
+            return False
         lanes = [self._lanes.setdefault(key, Lane()) for key in call.keys]
         looks = [self.rule.signal.look(probe(rows)) for rows in call.rows]
         obstacles = [lane.obstacle(facts, self.rule.predictor.ready) for lane in lanes]
@@ -163,7 +171,7 @@ class Track:
         skip = self.verdict.skip and not any(obstacles)
         for lane, look in zip(lanes, looks, strict=True):
             lane.rests = 0
-            if evaluation.rising:
+            if evaluation.apart:
                 continue
             if lane.facts != facts:
                 lane.restart()
@@ -229,7 +237,7 @@ class Track:
         Returns what is to be added to the feature before the model goes on with it (b t d, a new tensor), or None.
         """
         evaluation = self.session.evaluation
-        if evaluation is None or evaluation.step is None or evaluation.rising or call not in self._entered:
+        if evaluation is None or evaluation.step is None or evaluation.apart or call not in self._entered:
             return None
         repairs: list[Tensor | None] = []
         for key, rows in zip(call.keys, call.rows, strict=True):
@@ -250,7 +258,8 @@ class Track:
 
     def end(self) -> None:
         """The evaluation is over: what is not needed any more goes. One that an outer skip left out changes nothing."""
-        if self._entered:
+        evaluation = self.session.evaluation
+        if self._entered and not (evaluation and evaluation.apart):
             for key, lane in list(self._lanes.items()):
                 lane.gap, lane.stored = () if lane.stored else lane.gap, False
                 lane.rests += 1  # 0 while it is entered
@@ -258,6 +267,12 @@ class Track:
                     del self._lanes[key]
         self.verdict, self.scores, self._figures = None, {}, {}
         self._entered.clear()
+
+    def begin_again(self) -> None:
+        """The schedule starts again: nothing is forecast from one pass into the next, and the budget is a new one."""
+        for lane in self._lanes.values():
+            lane.restart()
+        self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
 
     def clear(self) -> None:
         """Free everything."""
@@ -311,23 +326,29 @@ class Track:
             figures |= self._evidence
             figures |= signal.score(look, lane.computed_past if signal.reference == "computed" else lane.past)
         self._figures = figures
+        if evaluation.step is None and self.session.motion is not None:
+            figures = {**figures, **self.session.motion.figures()}
         if home != evaluation.sigma.device:
-            figures = {name: _scalar(value, home) for name, value in _read(figures).items()}
+            figures = {name: _scalar(value, home) for name, value in self._read(figures).items()}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
-        reading = _read({**figures, **advanced})
+        reading = self._read({**figures, **advanced})
+        self.session.read(reading)
         step = evaluation.step or self.session.locate(reading.pop("sigma"))
-        crossed = self._crossed(lane, step) and not evaluation.rising
+        if evaluation.again:
+            advanced = {n: _scalar(v, home) for n, v in gate.start().items()}
+            reading, obstacle = dict(gate.start()), "the schedule starts again"
+        crossed = not evaluation.apart and self._crossed(lane, step)
         obstacle = obstacle or ("conditioning changed" if crossed else "")
         if obstacle:
             self._evidence = {}
         verdict = Verdict(False, obstacle) if obstacle else gate.decide(reading, step, calibration)
         if verdict.note:
             self.session.recorder.note(verdict.note)
-        forced = self._forced(step, evaluation.rising)
+        forced = self._forced(step, evaluation.apart)
         if forced:
             verdict = replace(verdict, skip=False, reason=forced)
         self.scores = {} if obstacle else dict(reading if verdict.scores is None else verdict.scores)
-        if not evaluation.rising:
+        if not evaluation.apart:
             self._leader = key
             settled = gate.settle(advanced, reading, verdict.skip, step)
             self._ledger = {n: self.session.keep(v) for n, v in settled.items()}
@@ -342,27 +363,31 @@ class Track:
             lane.restart()
         return crossed
 
-    def _forced(self, step: Step, rising: bool) -> str:
+    def _forced(self, step: Step, apart: str) -> str:
         """Why the engine computes whatever the gate says (invariant 5), or an empty string."""
+        if self.session.alarm:
+            return "another cache"
+        if apart and apart != SIGMA_ROSE:
+            return apart
         if step.index == 0:
             return "first step"
         if step.index == step.total - 1:
             return "last step"
-        return "sigma rose" if rising else ""
+        return apart
 
     def _home(self, device: torch.device) -> torch.device:
-        """Where the accumulators live: on the device if it has float64 (MPS has not) and something is measured."""
-        return device if self.rule.signal.needs and device.type != "mps" else torch.device("cpu")
+        """Where the accumulators live: on the device if it has float64 and something is measured."""
+        return device if self.rule.signal.needs and self.session.has_float64(device) else torch.device("cpu")
+
+    def _read(self, figures: Figures) -> dict[str, float]:
+        """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where it can be."""
+        if not figures:
+            return {}
+        wide = self.session.has_float64(next(iter(figures.values())).device)
+        dtype = torch.float64 if wide else torch.float32
+        values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
+        return dict(zip(figures, values, strict=True))
 
 
 def _scalar(value: float, home: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=home)  # filled there: torch.tensor copies, which waits
-
-
-def _read(figures: Figures) -> dict[str, float]:
-    """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where the device has it."""
-    if not figures:
-        return {}
-    dtype = torch.float32 if next(iter(figures.values())).device.type == "mps" else torch.float64
-    values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
-    return dict(zip(figures, values, strict=True))

@@ -19,6 +19,7 @@ import contextlib
 import inspect
 import itertools
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,29 @@ OTHER_CACHES = (
     "cache_dit",
     "cachedit",
     "taylorseer",
+    "seacache",
+    "meancache",
+    "deepcache",
+    "flowcache",
 )
+"""Names of other caches, wherever they occur in a mark."""
+OTHER_CACHES_AS_WORDS = (
+    "spectrum",
+    "wan_cache",
+    "ltx2_cache",
+    "hicache",
+    "fsampler",
+    "sada",
+    "dicache",
+    "toca",
+    "duca",
+    "foca",
+    "dbcache",
+    "speca",
+)
+"""Those that are part of other words too: they count only between separators."""
+FORWARDS = ("forward", "_forward", "forward_orig")
+"""Functions of a model that caches replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +137,7 @@ class Run:
         self.session, self.live, self.one_graph = session, live, one_graph
         self.guided: dict[Track, Guided] = {}
         self.guidance = 0
+        self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
@@ -139,6 +163,14 @@ class Run:
         if len(options.get("sampler_post_cfg_function", ())) > self.guidance:
             for site in list(self.guided.values()):
                 site.leave(Unfit("guidance read", "the sampler reads the guidance's parts from every evaluation"))
+
+    def heed(self) -> None:
+        """Say what the run has shown of itself so far."""
+        session = self.session
+        if session.active and session.alarm:
+            warn(session, session.alarm)
+        if session.motion is not None and session.motion.stochastic and not self.noisy:
+            session.recorder.note(fresh_noise(self.sampler))
 
     def _leave_evaluations(self, track: Track, why: str) -> None:
         self.guided.pop(track, None)
@@ -189,12 +221,15 @@ def sampler_sample(
 ) -> Any:
     """SAMPLER_SAMPLE: one run. Errors and interrupts pass through; the trace is published, everything freed."""
     try:
-        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"])
+        masked = args[3] if len(args) > 3 else kwargs.get("denoise_mask")
+        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"], masked is not None)
     except Exception:
         LOG.warning("SpectralCache could not start on this ComfyUI; sampling without it.", exc_info=True)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     extra_args["model_options"].setdefault("transformer_options", {})[KEY] = run
     state: State = "error"
+    if run.session.active:
+        args, kwargs = _told(run.session, args, kwargs)
     try:
         samples = executor(guider, sigmas, extra_args, *args, **kwargs)
         state = "done"
@@ -207,8 +242,27 @@ def sampler_sample(
         _finish(run, state)
 
 
+def _told(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments behind extra_args, with the sampler's callback (the first) told to the run as well."""
+    callback = args[0] if args else kwargs.get("callback")
+
+    def told(step: Any, *rest: Any, **more: Any) -> Any:
+        with fail_open(session):
+            session.course.report(int(step))
+        return callback(step, *rest, **more) if callback is not None else None
+
+    if args:
+        return (told, *args[1:]), kwargs
+    return args, {**kwargs, "callback": told} if "callback" in kwargs else kwargs
+
+
 def _start(
-    attachment: Attachment, sampler: Any, guider: Any, sigmas: torch.Tensor, model_options: Mapping[str, Any]
+    attachment: Attachment,
+    sampler: Any,
+    guider: Any,
+    sigmas: torch.Tensor,
+    model_options: Mapping[str, Any],
+    masked: bool = False,
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model = attachment.method, guider.model_patcher.model
@@ -218,15 +272,19 @@ def _start(
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
-    session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
+    seen = not masked and not any("cfg_pp" in name for name in _sampler_names(sampler))
+    session = Session(
+        method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
+    )
     run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
+    run.sampler, run.noisy = _sampler_name(sampler), any(_stochastic(name) for name in _sampler_names(sampler))
     _guided(run, guider, levels)
     kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
         return run
-    for obstacle in _obstacles(sampler, levels, model_options):
+    for obstacle in _obstacles(sampler, levels, model_options, bare):
         warn(session, obstacle)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
@@ -282,17 +340,22 @@ def _place() -> dict[str, Any]:
     return {"prompt": context.prompt_id if context else None, "node": context.node_id if context else None, "index": 0}
 
 
-def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> Iterator[str]:
+def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any], bare: Any) -> Iterator[str]:
     """Why this run is sampled uncached, a sentence each."""
-    if any(mark in _sampler_name(sampler) for mark in FREE_RUNNING_SAMPLERS):
+    names = _sampler_names(sampler)
+    if any(mark in name for name in names for mark in FREE_RUNNING_SAMPLERS):
         yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
+    if AUTO_REGRESSIVE_SAMPLER in names:
+        yield AUTO_REGRESSIVE
     if any(after > before for before, after in itertools.pairwise(sigmas)):
         yield "the sigmas do not fall from step to step; use a falling schedule to skip"
-    if len(sigmas) - 1 < MIN_STEPS:
-        yield f"{len(sigmas) - 1} steps leave nothing safe to skip; caching starts at {MIN_STEPS} steps"
+    steps = len(sigmas) - 1
+    if steps < MIN_STEPS:
+        leave = "1 step leaves" if steps == 1 else f"{steps} steps leave"
+        yield f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps"
     if "multigpu_clones" in model_options:
         yield "multi-GPU runs are computed in full"
-    others = _other_caches(model_options)
+    others = _other_caches(model_options, bare)
     if others:
         yield f"another cache is on this model ({', '.join(others)}); remove one of the two"
 
@@ -301,35 +364,87 @@ def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
     """What a user should know of a run that is cached."""
     if len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if _stochastic(sampler):
-        name = _sampler_name(sampler)
-        yield f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+    noisy = next((name for name in _sampler_names(sampler) if _stochastic(name)), None)
+    if noisy is not None:
+        yield fresh_noise(noisy)
 
 
-def _stochastic(sampler: Any) -> bool:
-    return any(mark in _sampler_name(sampler) for mark in STOCHASTIC_MARKS)
+def fresh_noise(name: str) -> str:
+    return f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+
+
+def _stochastic(name: str) -> bool:
+    return any(mark in name for mark in STOCHASTIC_MARKS)
 
 
 def _corrects(sampler: Any) -> bool:
-    """Whether the sampler adds the derivative times a difference of sigmas, and nothing else. CFG++ takes the denoised
-    latent whole.
+    """Whether the sampler adds the derivative times a difference of sigmas, and nothing else, as far as its name tells
+    (the run measures it, too). CFG++ takes the denoised latent whole.
     """
-    return not _stochastic(sampler) and "cfg_pp" not in _sampler_name(sampler)
+    return not any(_stochastic(name) or "cfg_pp" in name for name in _sampler_names(sampler))
+
+
+def _sampler_names(sampler: Any) -> list[str]:
+    """The sampler's name, and those of samplers that it wraps (Detail Daemon and others hold them in their options)."""
+    found: list[str] = []
+    inside = [(sampler, 0)]
+    while inside:
+        thing, depth = inside.pop(0)
+        function = getattr(thing, "sampler_function", thing if callable(thing) else None)
+        while isinstance(function, partial):
+            function = function.func
+        name = str(getattr(function, "__name__", ""))
+        if not found:
+            found.append((name or type(sampler).__name__).removeprefix("sample_"))
+        elif hasattr(thing, "sampler_function") or name.startswith("sample_"):
+            found.append(name.removeprefix("sample_"))
+        if depth < DEEPEST:
+            options = thing if isinstance(thing, dict) else getattr(thing, "extra_options", None)
+            values = thing if isinstance(thing, (list, tuple)) else (options or {}).values()
+            inside += [(value, depth + 1) for value in values]
+    return found
+
+
+DEEPEST = 4
+"""How far samplers within samplers are looked for."""
 
 
 def _sampler_name(sampler: Any) -> str:
-    return str(getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)).removeprefix(
-        "sample_"
-    )
+    return _sampler_names(sampler)[0]
 
 
-def _other_caches(model_options: Mapping[str, Any]) -> list[str]:
-    """Names of other caching packs that have left a mark on the model."""
+def _other_caches(model_options: Mapping[str, Any], bare: Any) -> list[str]:
+    """Names of other caching packs that have left a mark on the model: a key, a function's module."""
     options = model_options.get("transformer_options", {})
     marks = [str(key) for key in options if key != KEY]
-    marks += [str(key) for by_key in options.get("wrappers", {}).values() for key in by_key]
-    marks.append(getattr(model_options.get("model_function_wrapper"), "__module__", "") or "")
-    return sorted({cache for cache in OTHER_CACHES for mark in marks if cache in mark.lower()})
+    for kind in ("wrappers", "callbacks"):
+        for by_key in options.get(kind, {}).values():
+            for key, functions in by_key.items():
+                marks += [str(key), *(_module(function) for function in functions)] if key != KEY else []
+    marks += [_module(value) for value in model_options.values()]
+    marks += [_module(function) for function in _replaced(bare)]
+    known = [cache for cache in OTHER_CACHES if any(cache in mark.lower() for mark in marks)]
+    words = ["_" + re.sub(r"[^a-z0-9]+", "_", mark.lower()) + "_" for mark in marks]
+    return sorted({*known, *(cache for cache in OTHER_CACHES_AS_WORDS if any(f"_{cache}_" in word for word in words))})
+
+
+def _module(function: Any) -> str:
+    """Where a function, a method or a callable object is from."""
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__module__", None) or type(function).__module__) if callable(function) else ""
+
+
+def _replaced(model: Any) -> Iterator[Any]:
+    """The forwards of a model and its parts where somebody has put one of their own, on the object or on its class."""
+    yield from (found for name in FORWARDS if callable(found := getattr(type(model), name, None)))
+    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
+        yield from (vars(part)[name] for name in FORWARDS if name in vars(part))
+
+
+AUTO_REGRESSIVE_SAMPLER = "ar_video"
+AUTO_REGRESSIVE = "auto-regressive video keeps a memory of its own, which every step has to write, so all are computed"
 
 
 # one evaluation, one model call ---------------------------------------------------------------------------------------
@@ -350,9 +465,12 @@ def predict_noise(
         return executor(x, timestep, options, *args, **kwargs)
     with fail_open(run.session):
         run.session.begin(timestep)
+        run.session.look(x)
         run.look_out(options)
     out = _evaluated(run, x, timestep, lambda: executor(x, timestep, options, *args, **kwargs))
     with fail_open(run.session):
+        run.session.answer(x, out)
+        run.heed()
         out = run.session.adjusted(x, out)
     with fail_open(run.session):
         run.session.end()
@@ -402,6 +520,8 @@ def _open_call(
 ) -> ModelCall | None:
     """The model call as a site sees it, or None where it is to be computed as if we were not there."""
     x, sigma = args[0], args[1]
+    if "ar_state" in options and run.session.active:
+        warn(run.session, AUTO_REGRESSIVE)
     keys = lane_keys(base_model, options, x.device)
     rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
@@ -428,6 +548,14 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
     """
     with _paused_recording():
         return tensor.clone()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; the host knows (Apple's, Intel's and others do not)."""
+    ask = getattr(comfy.model_management, "supports_fp64", None)
+    if device.type == "cpu" or ask is None:
+        return device.type != "mps"
+    return bool(ask(device))
 
 
 def _paused_recording() -> contextlib.AbstractContextManager[Any]:

@@ -83,7 +83,6 @@ MARKS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="report 6")
 @pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
 def test_report_06_double_cache_undetected(
@@ -103,7 +102,6 @@ def test_report_06_double_cache_undetected(
     assert sum("another cache" in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="report 6")
 @pytest.mark.parametrize("where", ["forward", "forward_orig", "_forward", "block"])
 @pytest.mark.parametrize("method", ["Apply", "Auto"])
 def test_report_06_a_replaced_forward_is_known_by_its_module(host: Any, where: str, method: str) -> None:
@@ -130,7 +128,6 @@ def test_report_06_a_replaced_forward_is_known_by_its_module(host: Any, where: s
     assert host.trace()["state"] == "stood down" and "teacache" in host.trace()["notes"][0].lower()
 
 
-@pytest.mark.xfail(strict=True, reason="report 6")
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("kind", ["apply_model", "diffusion_model", "predict_noise"])
 def test_report_06_an_unknown_cache_is_known_by_what_it_does(host: Any, kind: str, cfg: float) -> None:

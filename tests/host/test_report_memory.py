@@ -43,7 +43,6 @@ def causal(host: Any) -> Causal:
     return Causal(host)
 
 
-@pytest.mark.xfail(strict=True, reason="report 3")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", ["text", "picture"])
 @pytest.mark.parametrize("batch", [1, 2])
@@ -80,9 +79,7 @@ def block_by_block(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: A
     return torch.cat(made, dim=2)
 
 
-@pytest.mark.parametrize(
-    "method", ["Apply", "FreqCa", pytest.param("Auto", marks=pytest.mark.xfail(strict=True, reason="report 3"))]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_report_03_a_loop_over_the_schedule(host: Any, method: str) -> None:
     """A schedule that starts again is not followed by a forecast from what the first pass has left; later passes are
     cached too, or a sentence says that they are not.
@@ -125,7 +122,6 @@ def zero_between(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any
     return x
 
 
-@pytest.mark.xfail(strict=True, reason="report 3")
 @pytest.mark.parametrize(
     ("method", "sampler"),
     [
@@ -164,7 +160,6 @@ def test_report_12_schedules_with_zeros_and_repeats_simply_sample(host: Any, met
 # 30: a device without float64 -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="report 30")
 @pytest.mark.parametrize("method", ["Apply", "Auto"])
 def test_report_30_devices_without_float64(host: Any, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """Not only Apple's: the host is asked, and decides as on the CPU."""

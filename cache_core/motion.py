@@ -1,0 +1,93 @@
+"""What a run does between our evaluations, measured: whether the sampler moves as it is told, whether the model answers
+anew each time.
+
+From a latent x0, told D0 at sigma0, every deterministic sampler goes first to
+
+    x0 + (sigma1 - sigma0) · d0,    d0 = (x0 - D0) / sigma0
+
+(a first step, or a first stage, has nothing else to go by). What is left over is noise of the sampler's own if it is
+white; guidance that is followed in another way (CFG++) leaves something smooth. For white noise neighbouring elements
+differ by twice their variance.
+
+A model that gives the same D, or the same d, for two different inputs to the last bits has not been run: some other
+cache stands in for it. The figures go into the evaluation's one read; nothing waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .types import Figures
+
+STRAYED, ROUGH, REPEATED = "strayed", "rough", "repeated"
+NOISE, WHITE = 1e-2, 1.4
+"""The least share of a move that counts as not told, and the least roughness that counts as noise."""
+SAME, APART = 1e-5, 1e-3
+"""Two answers closer than this (relative) are one; noise levels must differ by so much to tell."""
+
+
+class Motion:
+    """Latents and answers of a run. `keep` makes what outlives an evaluation; `moves`: whether latents can be compared
+    (not where something else is mixed into them, as under a mask).
+    """
+
+    def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool) -> None:
+        self.keep, self.moves = keep, moves
+        self.stochastic, self.repeats = False, False
+        self._seen = 0
+        self._first: tuple[Tensor, Tensor, Tensor] | None = None
+        self._answer: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._figures: Figures = {}
+
+    def arrive(self, x: Tensor, sigma: Tensor) -> None:
+        """The sampler shows this latent; the second one is compared with where it was told to go."""
+        first, self._seen = self._first, self._seen + 1
+        if first is None or self._seen != 2 or x.shape != first[0].shape:
+            return
+        before, told, level = first
+        strayed = (x - torch.addcmul(told, before - told, (sigma / level).to(x.dtype))).float()
+        whole = (x - before).float().square().sum()
+        power = strayed.square().sum()
+        between = (strayed[..., 1:] - strayed[..., :-1]).square().mean() / strayed.square().mean()
+        self._figures[STRAYED] = self.keep(power / whole)
+        self._figures[ROUGH] = self.keep(between)
+        self._first = None
+
+    def leave(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
+        """The sampler is told this."""
+        if self.moves and self._seen == 1:
+            self._first = (self.keep(x), self.keep(denoised), self.keep(sigma))
+
+    def computed(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
+        """A computed answer, compared with the computed one before it."""
+        prints = torch.stack([denoised.float().sum(), denoised.float().square().sum()])
+        slope = (x - denoised) / sigma
+        before = self._answer
+        self._answer = (self.keep(slope), self.keep(prints), self.keep(x.float().sum()), self.keep(sigma))
+        if before is None or before[0].shape != slope.shape:
+            return
+        moved = ((sigma - before[3]).abs() > APART * sigma) & (x.float().sum() != before[2])
+        close = (slope - before[0]).abs().max() <= SAME * slope.abs().max()
+        same = (close | (prints == before[1]).all()) & moved & (slope.abs().max() > 0)
+        self._figures[REPEATED] = self.keep(same.float())
+
+    def figures(self) -> Figures:
+        """What waits to be read."""
+        return self._figures
+
+    def read(self, reading: dict[str, float]) -> None:
+        """Take our own figures out of a reading."""
+        strayed, rough = reading.pop(STRAYED, 0.0), reading.pop(ROUGH, 0.0)
+        self.stochastic |= strayed > NOISE and rough > WHITE
+        self.repeats |= reading.pop(REPEATED, 0.0) > 0
+        self._figures = {}
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from self._first or ()
+        yield from self._answer or ()
+
+    def clear(self) -> None:
+        self._first, self._answer, self._figures = None, None, {}
