@@ -234,3 +234,20 @@ def guidance_of_rows(img: Tensor) -> Tensor:
 def names(evaluations: Sequence[dict[str, Any]], key: str = "action") -> list[Any]:
     """One column of a trace's evaluations."""
     return [e[key] for e in evaluations]
+
+
+# pictures that the small FLUX was trained on --------------------------------------------------------------------------
+
+
+SHIFT = 1.5
+"""Of the schedule that the bench samples the small FLUX on."""
+
+
+def trained(host: Any, count: int) -> tuple[Any, list[tuple[Any, Tensor]]]:
+    """The small FLUX on its shifted schedule, and conditionings of captions that it knows, each with its noise."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
+
+    (model,) = ModelSamplingAuraFlow().patch_aura(host.model, SHIFT)
+    captions = ("a large red circle on grass", "a photo of rocket", "a small blue star on brick", "a photo of cat")
+    noises = [torch.randn(1, 16, 24, 24, generator=torch.Generator().manual_seed(100 + i)) for i in range(count)]
+    return model, [(host.caption(text), noise) for text, noise in zip(captions, noises, strict=False)]

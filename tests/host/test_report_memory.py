@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def block_by_block(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: A
     made, ones = [], x.new_ones([x.shape[0]])
     for part in x.chunk(3, dim=2):
         here = torch.cat([*made[-1:], part], dim=2) if made else torch.cat([part, part], dim=2)
-        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, after in itertools.pairwise(sigmas):
             denoised = model(here, sigma * ones, **extra_args)
             here = denoised + (here - denoised) * (after / sigma)
         model(here, sigmas[-1] * ones, **extra_args)
@@ -106,7 +107,7 @@ def zero_first(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any =
     """Shows the model something clean first, then walks the schedule as Euler."""
     ones = x.new_ones([x.shape[0]])
     model(torch.zeros_like(x), 0 * ones, **extra_args)
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         denoised = model(x, sigma * ones, **extra_args)
         x = denoised + (x - denoised) * (after / sigma)
     return x
@@ -115,7 +116,7 @@ def zero_first(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any =
 def zero_between(model: Any, x: Any, sigmas: Any, extra_args: Any, callback: Any = None, **_: Any) -> Any:
     """Euler that looks at its own denoised latent, at sigma 0, after every step."""
     ones = x.new_ones([x.shape[0]])
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         denoised = model(x, sigma * ones, **extra_args)
         model(denoised, 0 * ones, **extra_args)
         x = denoised + (x - denoised) * (after / sigma)
