@@ -5,9 +5,10 @@ From a latent x0, told D0 at sigma0, every deterministic sampler goes first to
 
     x0 + (sigma1 - sigma0) · d0,    d0 = (x0 - D0) / sigma0
 
-(a first step, or a first stage, has nothing else to go by). What is left over is noise of the sampler's own if it is
-white; guidance that is followed in another way (CFG++) leaves something smooth. For white noise neighbouring elements
-differ by twice their variance.
+or to another place along d0 (a first step, or a first stage, has nothing else to go by). What is left beside d0 is
+noise of the sampler's own if it is white; guidance that is followed in another way (CFG++) leaves something smooth. For white
+noise neighbouring elements differ by twice their variance. A sampler that makes its noise anew throws the latent away:
+it goes many times as far along d0 as it was told (LCM).
 
 A model that gives the same D, or the same d, for two different inputs to the last bits has not been run: some other
 cache stands in for it. The figures go into the evaluation's one read; nothing waits for them.
@@ -15,6 +16,7 @@ cache stands in for it. The figures go into the evaluation's one read; nothing w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -22,9 +24,11 @@ from torch import Tensor
 
 from .types import Figures
 
-STRAYED, ROUGH, REPEATED = "strayed", "rough", "repeated"
-NOISE, WHITE = 1e-2, 1.4
-"""The least share of a move that counts as not told, and the least roughness that counts as noise."""
+STRAYED, ROUGH, ALONG, REPEATED = "strayed", "rough", "along", "repeated"
+NOISE, WHITE, AWAY = 1e-2, 1.4, 3.0
+"""The least share of a move that counts as not told, the least roughness that counts as noise, and so many times as far
+as told the latent has been thrown away.
+"""
 SAME, APART = 1e-5, 1e-3
 """Two answers closer than this (relative) are one; noise levels must differ by so much to tell."""
 
@@ -34,9 +38,9 @@ class Motion:
     (not where something else is mixed into them, as under a mask).
     """
 
-    def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool) -> None:
-        self.keep, self.moves = keep, moves
-        self.stochastic, self.repeats = False, False
+    def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool, prefix: str = "") -> None:
+        self.keep, self.moves, self.prefix = keep, moves, prefix
+        self.stochastic, self.thrown_away, self.repeats = False, False, False
         self._seen = 0
         self._first: tuple[Tensor, Tensor, Tensor] | None = None
         self._answer: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -48,12 +52,13 @@ class Motion:
         if first is None or self._seen != 2 or x.shape != first[0].shape:
             return
         before, told, level = first
-        strayed = (x - torch.addcmul(told, before - told, (sigma / level).to(x.dtype))).float()
-        whole = (x - before).float().square().sum()
-        power = strayed.square().sum()
-        between = (strayed[..., 1:] - strayed[..., :-1]).square().mean() / strayed.square().mean()
-        self._figures[STRAYED] = self.keep(power / whole)
-        self._figures[ROUGH] = self.keep(between)
+        slope, move = (before - told).float() / level, (x - before).float()
+        power, reach = slope.square().sum(), (move * slope).sum()
+        beside = move - slope * (reach / power)
+        left = beside.square()
+        self._figures[STRAYED] = self.keep(left.sum() / move.square().sum())
+        self._figures[ROUGH] = self.keep((beside[..., 1:] - beside[..., :-1]).square().mean() / left.mean())
+        self._figures[ALONG] = self.keep(reach / (power * (sigma - level)))
         self._first = None
 
     def leave(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
@@ -76,13 +81,15 @@ class Motion:
 
     def figures(self) -> Figures:
         """What waits to be read."""
-        return self._figures
+        return {self.prefix + name: figure for name, figure in self._figures.items()}
 
     def read(self, reading: dict[str, float]) -> None:
         """Take our own figures out of a reading."""
-        strayed, rough = reading.pop(STRAYED, 0.0), reading.pop(ROUGH, 0.0)
-        self.stochastic |= strayed > NOISE and rough > WHITE
-        self.repeats |= reading.pop(REPEATED, 0.0) > 0
+        strayed, rough, along = (reading.pop(self.prefix + name, 0.0) for name in (STRAYED, ROUGH, ALONG))
+        noisy = strayed > NOISE and rough > WHITE
+        self.stochastic |= noisy
+        self.thrown_away |= noisy and AWAY < along < math.inf
+        self.repeats |= reading.pop(self.prefix + REPEATED, 0.0) > 0
         self._figures = {}
 
     def tensors(self) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .course import OTHER_SIZE, Course
 from .motion import Motion
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
 from .track import Call, Evaluation, LaneKey, Observe, Track
-from .types import CacheError, Method, Schedule, Step, Verdict
+from .types import CacheError, Figures, Method, Schedule, Step, Verdict
 
 
 class Session:
@@ -53,6 +54,7 @@ class Session:
         self.told_to_correct = corrects
         self.active = not method.never
         self.motion = Motion(keep, measures) if self.active else None
+        self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
         self.course = Course(schedule)
@@ -95,12 +97,47 @@ class Session:
     @property
     def alarm(self) -> str:
         """Why the run has to be left alone from here on, or an empty string."""
-        return ANOTHER_CACHE if self.motion is not None and self.motion.repeats else ""
+        if self.motion is None:
+            return ""
+        if self.motion.repeats:
+            return ANOTHER_CACHE
+        if self.rolled:
+            return ROLLED
+        return THROWN_AWAY if self.motion.thrown_away else ""
+
+    @property
+    def rolled(self) -> bool:
+        """Whether the model is shown other parts of the picture from one evaluation to the next."""
+        parts = self.parts
+        return parts is not None and parts.thrown_away and not (self.motion and self.motion.thrown_away)
+
+    def look_at_part(self, x: Tensor) -> None:
+        """See the first model call's latent, where something hands the picture over in parts."""
+        evaluation = self.evaluation
+        if self.parts is not None and evaluation is not None and not evaluation.apart and len(evaluation.calls) == 1:
+            self.parts.arrive(x, evaluation.sigma)
+
+    def answer_part(self, x: Tensor, denoised: Tensor) -> None:
+        """See the first model call's result."""
+        evaluation = self.evaluation
+        if self.parts is not None and evaluation is not None and not evaluation.apart and len(evaluation.calls) == 1:
+            self.parts.leave(x, denoised, evaluation.sigma)
 
     def read(self, reading: dict[str, float]) -> None:
         """Take out of what was read what the run itself has asked for."""
-        if self.motion is not None:
-            self.motion.read(reading)
+        for motion in self._motions():
+            motion.read(reading)
+
+    def figures(self) -> Figures:
+        """What the run itself wants read."""
+        return {name: figure for motion in self._motions() for name, figure in motion.figures().items()}
+
+    def in_parts(self) -> None:
+        """Something around the model hands it the picture in parts: watch whether they are the same ones."""
+        self.parts = Motion(self.keep, True, "part ")
+
+    def _motions(self) -> list[Motion]:
+        return [motion for motion in (self.motion, self.parts) if motion is not None]
 
     def open_all(self, key: LaneKey, rows: int) -> Call:
         """Open the evaluation as a whole, before any of its model calls, as one lane."""
@@ -109,18 +146,21 @@ class Session:
         return self.evaluation.whole
 
     def open(self, keys: Sequence[LaneKey], rows: Sequence[slice]) -> Call:
-        """Open a model call. One that repeats a conditioning of this evaluation bypasses the cache."""
-        call = Call(tuple(keys), tuple(rows))
+        """Open a model call. The n-th repeat of a conditioning in one evaluation (tiles, further passes of a guider) is
+        a lane of its own.
+        """
         evaluation = self.evaluation
         if evaluation is None:  # a model call outside any denoiser evaluation
-            call.bypass = True
-            return call
-        call.bypass = len({key.conditioning for key in keys}) < len(keys)
-        call.bypass |= any(key.conditioning in evaluation.seen for key in keys)
+            return Call(tuple(keys), tuple(rows), bypass=True)
+        call = Call(tuple(self._numbered(evaluation, key) for key in keys), tuple(rows))
         evaluation.calls.append(call)
-        if not call.bypass:
-            evaluation.seen.update((key.conditioning, key) for key in keys)
         return call
+
+    @staticmethod
+    def _numbered(evaluation: Evaluation, key: LaneKey) -> LaneKey:
+        repeat = evaluation.seen.get(key.conditioning, 0)
+        evaluation.seen[key.conditioning] = repeat + 1
+        return replace(key, repeat=repeat)
 
     def locate(self, sigma: float) -> Step:
         """Where the evaluation in progress stands. Counts it as a visit of its step, once."""
@@ -182,14 +222,13 @@ class Session:
     def _free(self) -> None:
         for track in self.tracks:
             track.clear()
-        if self.motion is not None:
-            self.motion.clear()
+        for motion in self._motions():
+            motion.clear()
 
     def bytes(self) -> int:
         """Memory held now, in bytes."""
         held = {id(t): t for track in self.tracks for t in track.tensors()}
-        if self.motion is not None:
-            held |= {id(t): t for t in self.motion.tensors()}
+        held |= {id(t): t for motion in self._motions() for t in motion.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values())
 
     def _record(self, evaluation: Evaluation) -> Record:
@@ -207,7 +246,7 @@ class Session:
             step=step.index if step else 0,
             stage=step.stage if step else 0,
             sigma=evaluation.shown if step else float("nan"),
-            lanes=len(evaluation.seen),
+            lanes=sum(evaluation.seen.values()),
             calls=len(evaluation.calls),
             action=action,
             skip=verdict.skip,
@@ -235,5 +274,7 @@ def plain_noise(sigma: float) -> float:
 
 
 ANOTHER_CACHE = "the model gives one result for different inputs, as another cache does; remove one of the two"
+ROLLED = "the model is shown other parts of the picture at every step, so nothing is known of the next ones"
+THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step, so a forecast would show as grain"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
 """Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .coefficients import Calibration
+from .corrections import Debt
 from .course import SIGMA_ROSE
 from .history import History
 from .trace import Stopwatch
@@ -40,18 +41,25 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class LaneKey:
-    """One conditioning chunk: which it is (model, device, position, uuid, window), and the foreign patches on it."""
+    """One conditioning chunk: which it is (model, device, position, uuid, window), the foreign patches on it, what
+    other packs say of the call (simple values of options of theirs), and which of its repeats in one evaluation.
+    """
 
     conditioning: Hashable
     patches: Hashable = ()
+    flags: Hashable = ()
+    repeat: int = 0
 
 
 @dataclass(slots=True)
 class Trail:
-    """What is kept of one unit of a lane. repair: the correction of a step that is computed more than once."""
+    """What is kept of one unit of a lane. repair: the correction of a step that is computed more than once; debt: what
+    is still to be paid back.
+    """
 
     history: History
     repair: tuple[int, Tensor] | None = None
+    debt: Debt | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +96,8 @@ class Lane:
                 yield from (entry.value, *entry.learned.values())
             if trail.repair:
                 yield trail.repair[1]
+            if trail.debt:
+                yield trail.debt.amount
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +122,7 @@ class Evaluation:
     apart: str = ""
     again: bool = False
     shown: float = 0.0
-    seen: dict[Hashable, LaneKey] = field(default_factory=dict)
+    seen: dict[Hashable, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
 
@@ -298,6 +308,9 @@ class Track:
         correction = self.rule.correction if self.session.corrects else None
         if correction is not None and lane.gap and history:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
+        if correction is not None and (repair is not None or trail.debt) and trail.repair is None:
+            repair, debt = correction.bounded(repair, trail.debt, new, lane.gap, step)
+            trail.debt = debt and replace(debt, amount=keep(debt.amount))
         learned, figures = predictor.learn(before, new, grid)
         new = replace(new, learned={name: keep(tensor) for name, tensor in learned.items()})
         trail.history, trail.repair = trail.history.push(new), None
@@ -326,8 +339,8 @@ class Track:
             figures |= self._evidence
             figures |= signal.score(look, lane.computed_past if signal.reference == "computed" else lane.past)
         self._figures = figures
-        if evaluation.step is None and self.session.motion is not None:
-            figures = {**figures, **self.session.motion.figures()}
+        if evaluation.step is None:
+            figures = {**figures, **self.session.figures()}
         if home != evaluation.sigma.device:
             figures = {name: _scalar(value, home) for name, value in self._read(figures).items()}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
@@ -366,7 +379,7 @@ class Track:
     def _forced(self, step: Step, apart: str) -> str:
         """Why the engine computes whatever the gate says (invariant 5), or an empty string."""
         if self.session.alarm:
-            return "another cache"
+            return "left alone"
         if apart and apart != SIGMA_ROSE:
             return apart
         if step.index == 0:

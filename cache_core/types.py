@@ -270,6 +270,12 @@ class Correction:
         """
         raise NotImplementedError
 
+    def bounded(
+        self, repair: Tensor | None, debt: Any, new: Feature, gap: tuple[Step, ...], now: Step
+    ) -> tuple[Tensor | None, Any]:
+        """What `now` pays of its repair and of an older debt, and the debt that is left (None: no debt)."""
+        return repair, None
+
 
 class Output:
     """What acts on the guided result of every evaluation, skipped or not, once a run has skipped anything."""

@@ -29,7 +29,46 @@ class Same:
 # one model call -------------------------------------------------------------------------------------------------------
 
 
-def lane_keys(base_model: Any, options: Mapping[str, Any], device: torch.device) -> list[LaneKey]:
+HOST_OPTIONS = frozenset(
+    "cond_or_uncond uuids sigmas sample_sigmas patches patches_replace wrappers callbacks context_window total_blocks "
+    "block block_type block_index transformer_index img_slice activations_shape original_shape original_size "
+    "reference_image_num_tokens prefetch_dynamic_vbars".split()
+)
+"""Options that the host sets itself and that say nothing which the rest of a lane's key does not."""
+COUNTING = 3
+"""A value that has been another one in so many evaluations is a counter, and tells no lanes apart."""
+
+
+class Flags:
+    """Simple values that other packs put into transformer_options: a call with other ones is another function."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Any]] = {}
+        self._counters: set[str] = set()
+
+    def of(self, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """Those of this call that do not count something."""
+        found = ((name, value) for name, value in options.items() if name not in HOST_OPTIONS and _simple(value))
+        return tuple((name, value) for name, value in sorted(found) if not self._counts(name, value))
+
+    def _counts(self, name: str, value: Any) -> bool:
+        seen = self._seen.setdefault(name, [])
+        if name not in self._counters and value not in seen:
+            seen.append(value)
+            if len(seen) > COUNTING:
+                self._counters.add(name)
+        return name in self._counters
+
+
+def _simple(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_simple(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def lane_keys(
+    base_model: Any, options: Mapping[str, Any], device: torch.device, flags: tuple[tuple[str, Any], ...] = ()
+) -> list[LaneKey]:
     """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves)."""
     positions = options.get("cond_or_uncond") or [0]
     uuids = options.get("uuids") or [None] * len(positions)
@@ -38,7 +77,14 @@ def lane_keys(base_model: Any, options: Mapping[str, Any], device: torch.device)
     foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
     patches = tuple((slot, Same(patch)) for slot, patch in foreign.items())
     patches += tuple((name, Same(patch)) for name, group in lists.items() for patch in group)
-    return [LaneKey((Same(base_model), device, p, u, frames), patches) for p, u in zip(positions, uuids, strict=True)]
+    places = zip(positions, uuids, strict=True)
+    return [LaneKey((Same(base_model), device, p, u, frames), patches, flags) for p, u in places]
+
+
+def moving_windows(handler: Any) -> str:
+    """The name of a context handler's schedule whose windows are others at every step, or an empty string."""
+    name = str(getattr(getattr(handler, "context_schedule", None), "name", ""))
+    return name if "uniform" in name else ""
 
 
 def control_slots(control: Any) -> frozenset[tuple[str, int]]:

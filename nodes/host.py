@@ -36,7 +36,7 @@ from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
-from .conditioning import control_slots, lane_keys, sections, takes_turns, weights
+from .conditioning import Flags, control_slots, lane_keys, moving_windows, sections, takes_turns, weights
 from .live import Live, page
 from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
@@ -136,7 +136,7 @@ class Run:
     def __init__(self, session: Session, live: Live, one_graph: bool = False) -> None:
         self.session, self.live, self.one_graph = session, live, one_graph
         self.guided: dict[Track, Guided] = {}
-        self.guidance = 0
+        self.guidance, self.windows, self.flags = 0, "", Flags()
         self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
@@ -147,6 +147,11 @@ class Run:
             if track not in made and track not in self.guided:
                 made[track] = self._site(track, model, track.rule.places)
         return [site for track in self.session.tracks if (site := made.get(track)) is not None]
+
+    @property
+    def sites_in_calls(self) -> bool:
+        """Whether a rule skips within the evaluation, call by call."""
+        return len(self.guided) < len(self.session.tracks)
 
     def clear(self) -> None:
         self._sites.clear()
@@ -167,9 +172,11 @@ class Run:
     def heed(self) -> None:
         """Say what the run has shown of itself so far."""
         session = self.session
-        if session.active and session.alarm:
+        if not session.active:
+            return
+        if session.alarm:
             warn(session, session.alarm)
-        if session.motion is not None and session.motion.stochastic and not self.noisy:
+        elif session.motion is not None and session.motion.stochastic and not self.noisy:
             session.recorder.note(fresh_noise(self.sampler))
 
     def _leave_evaluations(self, track: Track, why: str) -> None:
@@ -203,7 +210,7 @@ class Run:
             return
         recorder.site = name
         note = f"{why}; {IN_WORDS[name]} are skipped instead"
-        if recorder.note(note):
+        if recorder.note(note) and recorder.unheard(note):
             LOG.warning("SpectralCache: %s.", note)
 
 
@@ -270,6 +277,7 @@ def _start(
     architecture = architecture_of(bare)
     name = architecture.name if architecture else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
+    recorder.unheard = partial(RUNS.unheard, _place())
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
     seen = not masked and not any("cfg_pp" in name for name in _sampler_names(sampler))
@@ -277,6 +285,9 @@ def _start(
         method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
     )
     run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options))
+    run.windows = moving_windows(model_options.get("context_handler"))
+    if "model_function_wrapper" in model_options:
+        session.in_parts()
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
     run.sampler, run.noisy = _sampler_name(sampler), any(_stochastic(name) for name in _sampler_names(sampler))
     _guided(run, guider, levels)
@@ -337,7 +348,17 @@ def _place() -> dict[str, Any]:
         context = get_executing_context()
     except ImportError:
         context = None
-    return {"prompt": context.prompt_id if context else None, "node": context.node_id if context else None, "index": 0}
+    return {
+        "prompt": context.prompt_id if context else None,
+        "node": context.node_id if context else None,
+        "index": 0,
+        "item": (context.list_index if context else None) or 0,
+    }
+
+
+def item() -> int:
+    """Which item of a list the executor runs the present node for."""
+    return int(_place()["item"])
 
 
 def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any], bare: Any) -> Iterator[str]:
@@ -345,6 +366,8 @@ def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str
     names = _sampler_names(sampler)
     if any(mark in name for name in names for mark in FREE_RUNNING_SAMPLERS):
         yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
+    if LATENT_MADE_ANEW in names:
+        yield f"{LATENT_MADE_ANEW} makes the latent anew from fresh noise at every step: a forecast would show as grain"
     if AUTO_REGRESSIVE_SAMPLER in names:
         yield AUTO_REGRESSIVE
     if any(after > before for before, after in itertools.pairwise(sigmas)):
@@ -443,7 +466,7 @@ def _replaced(model: Any) -> Iterator[Any]:
         yield from (vars(part)[name] for name in FORWARDS if name in vars(part))
 
 
-AUTO_REGRESSIVE_SAMPLER = "ar_video"
+LATENT_MADE_ANEW, AUTO_REGRESSIVE_SAMPLER = "lcm", "ar_video"
 AUTO_REGRESSIVE = "auto-regressive video keeps a memory of its own, which every step has to write, so all are computed"
 
 
@@ -503,12 +526,18 @@ def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **{**kwargs, "transformer_options": ours})
 
     around: Forward = forward
+    call = None
     with fail_open(run.session):
         call = _open_call(run, executor.class_obj, args, kwargs, options)
         if call is not None:
+            run.session.look_at_part(call.x)
             for site in reversed(run.sites(_bare(executor.class_obj.diffusion_model))):
                 around = partial(_inside, site, call, around)
-    return around(options)
+    out = around(options)
+    if call is not None:
+        with fail_open(run.session):
+            run.session.answer_part(call.x, out)
+    return out
 
 
 def _inside(site: Site, call: ModelCall, forward: Forward, options: Options) -> torch.Tensor:
@@ -522,7 +551,12 @@ def _open_call(
     x, sigma = args[0], args[1]
     if "ar_state" in options and run.session.active:
         warn(run.session, AUTO_REGRESSIVE)
-    keys = lane_keys(base_model, options, x.device)
+    if run.windows and options.get("context_window") is not None and run.sites_in_calls:
+        run.session.recorder.note(
+            f"context_schedule {run.windows} moves its windows at every step, so nothing can be skipped: "
+            "choose standard_static"
+        )
+    keys = lane_keys(base_model, options, x.device, run.flags.of(options))
     rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
     call.bypass |= rows * len(keys) != x.shape[0]

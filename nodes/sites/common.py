@@ -101,8 +101,8 @@ class Site:
 
 
 def warn(session: Session, why: str) -> None:
-    """Stand down for the rest of the run: once in the log, once in the trace."""
-    if session.stand_down(why):
+    """Stand down for the rest of the run: once in the trace, and once in the log however many runs a node makes."""
+    if session.stand_down(why) and session.recorder.unheard(why):
         LOG.warning("SpectralCache: %s.", why)
 
 
