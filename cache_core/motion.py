@@ -8,7 +8,7 @@ From a latent x0, told D0 at sigma0, every deterministic sampler goes first to
 or to another place along d0 (a first step, or a first stage, has nothing else to go by). What is left beside d0 is
 noise of the sampler's own if it is white; guidance that is followed in another way (CFG++) leaves something smooth. For white
 noise neighbouring elements differ by twice their variance. A sampler that makes its noise anew throws the latent away:
-it goes many times as far along d0 as it was told (LCM).
+it goes all of sigma0 along d0 (LCM).
 
 A model that gives the same D, or the same d, for two different inputs to the last bits has not been run: some other
 cache stands in for it. The figures go into the evaluation's one read; nothing waits for them.
@@ -16,7 +16,6 @@ cache stands in for it. The figures go into the evaluation's one read; nothing w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,11 +23,9 @@ from torch import Tensor
 
 from .types import Figures
 
-STRAYED, ROUGH, ALONG, REPEATED = "strayed", "rough", "along", "repeated"
-NOISE, WHITE, AWAY = 1e-2, 1.4, 3.0
-"""The least share of a move that counts as not told, the least roughness that counts as noise, and so many times as far
-as told the latent has been thrown away.
-"""
+STRAYED, ROUGH, GONE, REPEATED = "strayed", "rough", "gone", "repeated"
+NOISE, WHITE = 1e-2, 1.4
+"""The least share of a move that counts as not told, and the least roughness that counts as noise."""
 SAME, APART = 1e-5, 1e-3
 """Two answers closer than this (relative) are one; noise levels must differ by so much to tell."""
 
@@ -40,7 +37,7 @@ class Motion:
 
     def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool, prefix: str = "") -> None:
         self.keep, self.moves, self.prefix = keep, moves, prefix
-        self.stochastic, self.thrown_away, self.repeats = False, False, False
+        self.stochastic, self.gone, self.repeats = False, 0.0, False
         self._seen = 0
         self._first: tuple[Tensor, Tensor, Tensor] | None = None
         self._answer: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -58,7 +55,7 @@ class Motion:
         left = beside.square()
         self._figures[STRAYED] = self.keep(left.sum() / move.square().sum())
         self._figures[ROUGH] = self.keep((beside[..., 1:] - beside[..., :-1]).square().mean() / left.mean())
-        self._figures[ALONG] = self.keep(reach / (power * (sigma - level)))
+        self._figures[GONE] = self.keep(-reach / (power * level))
         self._first = None
 
     def leave(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
@@ -85,10 +82,10 @@ class Motion:
 
     def read(self, reading: dict[str, float]) -> None:
         """Take our own figures out of a reading."""
-        strayed, rough, along = (reading.pop(self.prefix + name, 0.0) for name in (STRAYED, ROUGH, ALONG))
+        strayed, rough, gone = (reading.pop(self.prefix + name, 0.0) for name in (STRAYED, ROUGH, GONE))
         noisy = strayed > NOISE and rough > WHITE
         self.stochastic |= noisy
-        self.thrown_away |= noisy and AWAY < along < math.inf
+        self.gone = gone if noisy else self.gone
         self.repeats |= reading.pop(self.prefix + REPEATED, 0.0) > 0
         self._figures = {}
 

@@ -103,13 +103,13 @@ class Session:
             return ANOTHER_CACHE
         if self.rolled:
             return ROLLED
-        return THROWN_AWAY if self.motion.thrown_away else ""
+        return THROWN_AWAY if self.motion.gone > THROWN else ""
 
     @property
     def rolled(self) -> bool:
         """Whether the model is shown other parts of the picture from one evaluation to the next."""
         parts = self.parts
-        return parts is not None and parts.thrown_away and not (self.motion and self.motion.thrown_away)
+        return parts is not None and parts.gone > ELSEWHERE and not (self.motion and self.motion.stochastic)
 
     def look_at_part(self, x: Tensor) -> None:
         """See the first model call's latent, where something hands the picture over in parts."""
@@ -274,6 +274,8 @@ def plain_noise(sigma: float) -> float:
 
 
 ANOTHER_CACHE = "the model gives one result for different inputs, as another cache does; remove one of the two"
+THROWN, ELSEWHERE = 0.9, 0.5
+"""Shares of a latent that is thrown away: by a sampler that makes it anew, by a look at another part of the picture."""
 ROLLED = "the model is shown other parts of the picture at every step, so nothing is known of the next ones"
 THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step, so a forecast would show as grain"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
