@@ -6,9 +6,9 @@ From a latent x0, told D0 at sigma0, every deterministic sampler goes first to
     x0 + (sigma1 - sigma0) · d0,    d0 = (x0 - D0) / sigma0
 
 or to another place along d0 (a first step, or a first stage, has nothing else to go by). What is left beside d0 is
-noise of the sampler's own if it is white; guidance that is followed in another way (CFG++) leaves something smooth. For white
-noise neighbouring elements differ by twice their variance. A sampler that makes its noise anew throws the latent away:
-it goes all of sigma0 along d0 (LCM).
+noise of the sampler's own if it is white; guidance that is followed in another way (CFG++) leaves something smooth. For
+white noise neighbouring elements differ by twice their variance. A sampler that makes its noise anew throws the latent
+away: it goes all of sigma0 along d0 (LCM).
 
 A model that gives the same D, or the same d, for two different inputs to the last bits has not been run: some other
 cache stands in for it. The figures go into the evaluation's one read; nothing waits for them.

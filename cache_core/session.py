@@ -274,7 +274,7 @@ def plain_noise(sigma: float) -> float:
 
 
 ANOTHER_CACHE = "the model gives one result for different inputs, as another cache does; remove one of the two"
-THROWN, ELSEWHERE = 0.9, 0.5
+THROWN, ELSEWHERE = 0.9, 0.3
 """Shares of a latent that is thrown away: by a sampler that makes it anew, by a look at another part of the picture."""
 ROLLED = "the model is shown other parts of the picture at every step, so nothing is known of the next ones"
 THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step, so a forecast would show as grain"

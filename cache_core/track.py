@@ -342,9 +342,10 @@ class Track:
         if evaluation.step is None:
             figures = {**figures, **self.session.figures()}
         if home != evaluation.sigma.device:
-            figures = {name: _scalar(value, home) for name, value in self._read(figures).items()}
+            wide = self.session.has_float64(evaluation.sigma.device)
+            figures = {name: _scalar(value, home) for name, value in _read(figures, wide).items()}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
-        reading = self._read({**figures, **advanced})
+        reading = _read({**figures, **advanced})
         self.session.read(reading)
         step = evaluation.step or self.session.locate(reading.pop("sigma"))
         if evaluation.again:
@@ -392,15 +393,15 @@ class Track:
         """Where the accumulators live: on the device if it has float64 and something is measured."""
         return device if self.rule.signal.needs and self.session.has_float64(device) else torch.device("cpu")
 
-    def _read(self, figures: Figures) -> dict[str, float]:
-        """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where it can be."""
-        if not figures:
-            return {}
-        wide = self.session.has_float64(next(iter(figures.values())).device)
-        dtype = torch.float64 if wide else torch.float32
-        values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
-        return dict(zip(figures, values, strict=True))
-
 
 def _scalar(value: float, home: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=home)  # filled there: torch.tensor copies, which waits
+
+
+def _read(figures: Figures, wide: bool = True) -> dict[str, float]:
+    """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where the device has it."""
+    if not figures:
+        return {}
+    dtype = torch.float64 if wide else torch.float32
+    values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
+    return dict(zip(figures, values, strict=True))

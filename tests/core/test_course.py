@@ -97,7 +97,7 @@ def move(step: str) -> Motion:
         "stage": x - 0.05 * slope,
         "smooth": x - 0.1 * slope + 0.1 * smooth,
         "noise": x - 0.15 * slope + 0.1 * noise,
-        "anew": 0.1 * told + 0.9 * noise,
+        "anew": told + 0.9 * noise,
     }[step]
     seen.arrive(to, after)
     seen.read({name: float(figure) for name, figure in seen.figures().items()})
