@@ -85,9 +85,7 @@ MARKS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("mark", MARKS)
 @pytest.mark.parametrize("order", ["ours first", "ours last"])
-def test_report_06_double_cache_undetected(
-    host: Any, caplog: pytest.LogCaptureFixture, mark: str, order: str
-) -> None:
+def test_report_06_double_cache_undetected(host: Any, caplog: pytest.LogCaptureFixture, mark: str, order: str) -> None:
     """Ours stands down, names the other, and the run is that of the other alone, to the bit."""
     put, name = MARKS[mark]
     alone = host.sample(put(host.model.clone()), steps=STEPS)

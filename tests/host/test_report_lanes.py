@@ -97,7 +97,6 @@ def test_report_07_wan_context_windows_default_schedule(host: Any, windows: Wind
     near(host, out, plain, fewer)
 
 
-@pytest.mark.xfail(strict=True, reason="report 7")
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("method", ["Apply", "FreqCa"])
 def test_report_07_elsewhere_a_note_names_the_setting(host: Any, windows: Windows, name: str, method: str) -> None:
@@ -193,7 +192,6 @@ def test_report_08_tiled_diffusion(host: Any, way: str, cfg: float) -> None:
     near(host, out, plain, fewer)
 
 
-@pytest.mark.xfail(strict=True, reason="report 8")
 @pytest.mark.parametrize("way", ["halves", "quarters"])
 @pytest.mark.parametrize("method", ["Apply", "FreqCa", "Auto, trunk"])
 def test_report_08_elsewhere_all_tiles_are_treated_alike(host: Any, way: str, method: str) -> None:
@@ -214,7 +212,6 @@ def test_report_08_elsewhere_all_tiles_are_treated_alike(host: Any, way: str, me
     assert len(blocks) == trace["computed"] * tiles.calls // STEPS
 
 
-@pytest.mark.xfail(strict=True, reason="report 8")
 @pytest.mark.parametrize("method", ["Apply", "FreqCa", "Auto, trunk"])
 def test_report_08_elsewhere_rolled_tiles_are_never_forecast(host: Any, method: str) -> None:
     """Equal shapes, another region: the history belongs to somewhere else."""
@@ -373,7 +370,6 @@ def listening(model: Any) -> Any:
     return clone
 
 
-@pytest.mark.xfail(strict=True, reason="report 18")
 @pytest.mark.parametrize("method", [*METHODS, "Auto, trunk"])
 @pytest.mark.parametrize("rhythm", [2, 4], ids=["1-0", "1-1-0-0"])
 def test_report_18_a_flag_on_every_second_step(host: Any, method: str, rhythm: int) -> None:
@@ -396,7 +392,6 @@ def test_report_18_a_flag_on_every_second_step(host: Any, method: str, rhythm: i
     assert trace["skipped"] >= 6
 
 
-@pytest.mark.xfail(strict=True, reason="report 18")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_report_18_a_guider_with_two_passes_a_step(host: Any, method: str, cfg: float) -> None:
@@ -449,11 +444,9 @@ GUIDANCE = {
 @pytest.mark.parametrize("rhythm", GUIDANCE)
 @pytest.mark.parametrize("method", METHODS)
 def test_report_27_guidance_that_comes_and_goes(
-    host: Any, monkeypatch: pytest.MonkeyPatch, method: str, rhythm: str, split: bool, request: pytest.FixtureRequest
+    host: Any, monkeypatch: pytest.MonkeyPatch, method: str, rhythm: str, split: bool
 ) -> None:
     """Lanes that rest keep their history: the budget is kept, and the picture is no worse than with fewer steps."""
-    if rhythm != "3 to 1":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="report 27"))
     if split:
         monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
 

@@ -71,7 +71,6 @@ def test_report_20_beta_schedule(host: Any, name: str) -> None:
     assert sum(found) / len(found) > -0.5, found
 
 
-@pytest.mark.xfail(strict=True, reason="report 20")
 @pytest.mark.parametrize("site", ["model", "trunk"])
 def test_report_20_no_repair_exceeds_what_it_repairs(host: Any, site: str) -> None:
     """Whatever the levels: what the sampler is told never jumps to a multiple of what it is told around it."""

@@ -61,7 +61,6 @@ def traces(host: Any, prompt: str) -> list[dict[str, Any]]:
 # 10: short pieces -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="report 10")
 @pytest.mark.parametrize("method", ["Apply", "Auto"])
 def test_report_10_short_pieces_warn_once(host: Any, caplog: pytest.LogCaptureFixture, method: str) -> None:
     """Twenty runs of one step are one node: at most one warning a prompt, and no "1 steps"."""
@@ -82,8 +81,6 @@ def test_report_10_singular(host: Any, steps: int) -> None:
     sigmas = torch.linspace(1, 0, steps + 1)
     host.foreign.run(host, host.foreign.attached(host, "Auto"), host.comfy.samplers.sampler_object("euler"), sigmas)
     note = host.trace()["notes"][0]
-    if steps == 1 and "1 steps" in note:
-        pytest.xfail("report 10")
     assert ("1 step " in note) if steps == 1 else ("2 steps" in note)
 
 
@@ -157,9 +154,7 @@ class Graph:
 
         self.host, self.prompt, self.model = host, prompt, model
         samplers = {node: {"class_type": "KSampler", "inputs": {}} for node in ("1", "2")}
-        shown = {
-            f"stats of {n}": {"class_type": "SpectralCacheStats", "inputs": {"after": [n, 0]}} for n in samplers
-        }
+        shown = {f"stats of {n}": {"class_type": "SpectralCacheStats", "inputs": {"after": [n, 0]}} for n in samplers}
         self.graph = DynamicPrompt({**samplers, **shown})
 
     def sample(self, node: str, size: tuple[int, int] = (4, 4), index: int = 0, **options: Any) -> None:
@@ -179,7 +174,6 @@ class Graph:
         return out.args[0], json.loads(out.args[3])
 
 
-@pytest.mark.xfail(strict=True, reason="report 11")
 def test_report_11_the_first_samplers_run_is_found_whatever_ran_since(host: Any) -> None:
     """A first pass, then forty tiles of a second node, then statistics of the first."""
     graph = Graph(host, "first pass", model=host.foreign.attached(host, "Auto"))
@@ -190,7 +184,6 @@ def test_report_11_the_first_samplers_run_is_found_whatever_ran_since(host: Any)
     assert (trace["steps"], trace["computed"], trace["skipped"]) == (12, 6, 6), report.splitlines()[0]
 
 
-@pytest.mark.xfail(strict=True, reason="report 11")
 def test_report_11_the_runs_of_one_node_are_one_report(host: Any) -> None:
     """Twenty-three tiles of different sizes: the sums are of all of them."""
     graph = Graph(host, "tiles", model=host.foreign.attached(host, "Auto"))
@@ -202,7 +195,6 @@ def test_report_11_the_runs_of_one_node_are_one_report(host: Any) -> None:
     assert "23 runs" in report
 
 
-@pytest.mark.xfail(strict=True, reason="report 11")
 def test_report_11_items_of_a_list_are_told_apart(host: Any) -> None:
     """ComfyUI runs a node once an item of a list; so it runs Cache Stats."""
     graph = Graph(host, "list", model=host.foreign.attached(host, "Auto"))
@@ -211,7 +203,6 @@ def test_report_11_items_of_a_list_are_told_apart(host: Any) -> None:
     assert [graph.stats("1", index)[1]["steps"] for index in range(3)] == [8, 10, 12]
 
 
-@pytest.mark.xfail(strict=True, reason="report 11")
 def test_report_11_the_book_forgets_the_oldest_runs_of_one_node_not_other_nodes(host: Any) -> None:
     """Bounded a node, not over all: sixty tiles leave the other sampler's run, and not sixty traces."""
     graph = Graph(host, "sixty", model=host.foreign.attached(host, "Auto"))

@@ -38,8 +38,10 @@ STOCHASTIC = ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "er_sde", "ddpm", 
 DETERMINISTIC = ["euler", "heun", "dpmpp_2m", "res_multistep", "ipndm", "gradient_estimation"]
 
 
-@pytest.mark.xfail(strict=True, reason="report 12")
-@pytest.mark.parametrize("name", STOCHASTIC)
+LATER = pytest.mark.xfail(reason="report 12: seen by its first move alone, and this one adds its noise later")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LATER) if n in ("sa_solver", "lcm") else n for n in STOCHASTIC])
 def test_report_12_res4lyf_default_sde(host: Any, name: str) -> None:
     """RES4LYF's res_2m adds noise at every step and does not say so: notes and picture are those of the behaviour."""
     auto = host.foreign.attached(host, "Auto")
@@ -146,7 +148,6 @@ def test_report_13_ersde_confetti(host: Any, name: str, request: pytest.FixtureR
     assert found is None or found > -0.5, found
 
 
-@pytest.mark.xfail(strict=True, reason="report 13")
 def test_report_13_lcm_stands_down(host: Any) -> None:
     """It throws the latent away at every step, so a forecast is grain: uncached, and a sentence says so."""
     assert gain(host, "lcm", cfg=1.0, pairs=1) is None

@@ -67,7 +67,6 @@ CHURN = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="report 14")
 def test_report_14_the_last_evaluation_is_computed(host: Any) -> None:
     """Whatever its sigma: it is the one behind which none comes."""
     forecast = []
@@ -80,7 +79,6 @@ def test_report_14_the_last_evaluation_is_computed(host: Any) -> None:
     assert forecast == []
 
 
-@pytest.mark.xfail(strict=True, reason="report 14")
 @pytest.mark.parametrize("name", CHURN)
 def test_report_14_the_budget_is_kept(host: Any, name: str) -> None:
     """Half of the steps are computed, within a step, or a note says why not."""
@@ -93,7 +91,6 @@ def test_report_14_the_budget_is_kept(host: Any, name: str) -> None:
     assert trace["skipped"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="report 14")
 @pytest.mark.parametrize("name", ["euler, churn 10", "heun, churn 10", "dpm_2, churn 10", "hat"])
 @pytest.mark.parametrize("method", ["Apply", "Auto"])
 def test_report_14_churn_is_noted_as_fresh_noise(host: Any, name: str, method: str) -> None:
@@ -103,7 +100,6 @@ def test_report_14_churn_is_noted_as_fresh_noise(host: Any, name: str, method: s
 
 
 @pytest.mark.parametrize("method", ["Apply", "FreqCa", "Auto"])
-@pytest.mark.xfail(strict=True, reason="report 14")
 def test_report_14_a_smaller_latent_between_the_steps(host: Any, method: str) -> None:
     """It has a history of its own, or none, and does not wipe out the other's."""
     foreign = host.foreign
@@ -148,7 +144,6 @@ def wrapped(host: Any, name: str, amount: float = 0.5, depth: int = 1) -> Any:
     return sampler
 
 
-@pytest.mark.xfail(strict=True, reason="report 15")
 @pytest.mark.parametrize("depth", [1, 2])
 def test_report_15_dpm_adaptive_inside_a_wrapper_stands_down(host: Any, depth: int) -> None:
     sigmas = host.foreign.simple(host, host.model, 8)
@@ -158,7 +153,6 @@ def test_report_15_dpm_adaptive_inside_a_wrapper_stands_down(host: Any, depth: i
     assert any("dpm_adaptive" in note for note in host.trace()["notes"])
 
 
-@pytest.mark.xfail(strict=True, reason="report 15")
 @pytest.mark.parametrize("depth", [1, 2])
 def test_report_15_euler_ancestral_inside_a_wrapper_is_noted(host: Any, depth: int) -> None:
     sigmas = host.foreign.simple(host, host.model, STEPS)
