@@ -22,11 +22,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .course import OTHER_SIZE, Course
+from .course import OTHER_SIZE, SIGMA_ROSE, Course
 from .motion import Motion
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
 from .track import Call, Evaluation, LaneKey, Observe, Track
-from .types import CacheError, Figures, Method, Schedule, Step, Verdict
+from .types import BUDGET, CacheError, Figures, Method, Schedule, Step, Verdict
 
 
 class Session:
@@ -216,6 +216,11 @@ class Session:
                 step = self.locate(sigma)
                 record.step, record.stage, record.sigma = step.index, step.stage, step.sigma
         self._unread.clear()
+        records = self.recorder.records
+        rose = sum(record.reason == SIGMA_ROSE for record in records)
+        if self.active and rose > 1 and any(BUDGET in record.limits for record in records):
+            self.recorder.note(f"the sampler goes back up in noise within its steps; these {rose} evaluations are computed "
+                               "beyond the budget")  # fmt: skip
         self._free()
         self.active = False
 
