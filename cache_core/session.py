@@ -219,8 +219,10 @@ class Session:
         records = self.recorder.records
         rose = sum(record.reason == SIGMA_ROSE for record in records)
         if self.active and rose > 1 and any(BUDGET in record.limits for record in records):
-            self.recorder.note(f"the sampler goes back up in noise within its steps; these {rose} evaluations are computed "
-                               "beyond the budget")  # fmt: skip
+            self.recorder.note(
+                f"the sampler goes back up in noise within its steps; these {rose} evaluations are computed beyond the "
+                "budget"
+            )
         self._free()
         self.active = False
 

@@ -289,7 +289,7 @@ def _start(
     if "model_function_wrapper" in model_options:
         session.in_parts()
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler, run.noisy = _sampler_name(sampler), any(_stochastic(name) for name in _sampler_names(sampler))
+    run.sampler, run.noisy = _sampler_name(sampler), bool(_noisy_name(sampler))
     _guided(run, guider, levels)
     kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
     recorder.site = kinds[0] if kinds else MODEL.kind
@@ -387,13 +387,26 @@ def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
     """What a user should know of a run that is cached."""
     if len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    noisy = next((name for name in _sampler_names(sampler) if _stochastic(name)), None)
-    if noisy is not None:
+    if noisy := _noisy_name(sampler):
         yield fresh_noise(noisy)
 
 
 def fresh_noise(name: str) -> str:
     return f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+
+
+def _noisy_name(sampler: Any) -> str:
+    """The sampler, or the one inside, that adds noise of its own as far as names and options tell; or an empty string."""
+    names = _sampler_names(sampler)
+    churned = names[0] if _churns(sampler) else ""
+    return next((name for name in names if _stochastic(name)), churned)
+
+
+def _churns(thing: Any, depth: int = 0) -> bool:
+    """Whether noise is added before steps (s_churn), here or in a sampler inside."""
+    options = getattr(thing, "extra_options", None) or {}
+    inner = depth < DEEPEST and any(_churns(value, depth + 1) for value in options.values())
+    return bool(options.get("s_churn", 0)) or inner
 
 
 def _stochastic(name: str) -> bool:
@@ -404,7 +417,7 @@ def _corrects(sampler: Any) -> bool:
     """Whether the sampler adds the derivative times a difference of sigmas, and nothing else, as far as its name tells
     (the run measures it, too). CFG++ takes the denoised latent whole.
     """
-    return not any(_stochastic(name) or "cfg_pp" in name for name in _sampler_names(sampler))
+    return not _noisy_name(sampler) and not any("cfg_pp" in name for name in _sampler_names(sampler))
 
 
 def _sampler_names(sampler: Any) -> list[str]:
