@@ -396,7 +396,7 @@ def fresh_noise(name: str) -> str:
 
 
 def _noisy_name(sampler: Any) -> str:
-    """The sampler, or the one inside, that adds noise of its own as far as names and options tell; or an empty string."""
+    """The sampler, or one inside it, that adds noise of its own as far as names and options tell; or nothing."""
     names = _sampler_names(sampler)
     churned = names[0] if _churns(sampler) else ""
     return next((name for name in names if _stochastic(name)), churned)
