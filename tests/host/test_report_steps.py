@@ -170,7 +170,8 @@ def test_report_15_lying_sigmas_keep_budget_and_picture(
     host: Any, name: str, amount: float, request: pytest.FixtureRequest
 ) -> None:
     """The last step is computed, the budget holds within a step, and the picture is no worse than with fewer steps."""
-    request.applymarker(pytest.mark.xfail(strict=True, reason="report 15"))
+    if name != "euler":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="report 15: not seen yet"))
     foreign = host.foreign
     model, cases = foreign.trained(host, 2)
     gains, counts = [], []
