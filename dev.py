@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
+"""Everything a developer runs: demo, tests, a ComfyUI to try by hand, benchmarks, the trainer of the small models.
 
 Standard library only. Each command sets up what it needs on first use (bench/host/setup.py) and runs it in the Python
 of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.
@@ -43,6 +43,8 @@ NOTHING_COLLECTED = 5  # pytest's exit code
 VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
 WORKERS = ("-n", "2", "--dist", "loadfile")
 """A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
+DRAWN = ("quality",)
+"""Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -93,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
+    add("train", train, "make the small models from nothing, going on where it was stopped", add_help=False)
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
     add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
@@ -122,7 +125,13 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     if rest in ([], ["-h"], ["--help"]):
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    return run_script(carried.host() or setup_host.prepare(tools=True), ROOT / "bench" / "run.py", rest)
+    host = carried.host() or setup_host.prepare(tools=rest[0] in DRAWN)
+    return run_script(host, ROOT / "bench" / "run.py", rest)
+
+
+def train(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/train/command.py in the host's Python."""
+    return run_script(setup_host.prepare(), ROOT / "bench" / "train" / "command.py", rest)
 
 
 def pack(options: argparse.Namespace, _rest: list[str]) -> int:

@@ -46,13 +46,15 @@ class Never(Gate):
 
 @dataclass(frozen=True, slots=True)
 class Within(Gate):
-    """Skip only while start <= step / T <= end. It only ever forbids."""
+    """Skip only while start <= step / T <= end, behind the first `computed` steps of that window. It only forbids."""
 
     start_percent: float
     end_percent: float
+    computed: int = 0
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        return Verdict(self.start_percent <= step.progress <= self.end_percent, "outside the window")
+        inside = self.start_percent <= (step.index - self.computed) / step.total
+        return Verdict(inside and step.progress <= self.end_percent, "outside the window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,44 @@ class Below(Gate):
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         limit = self.threshold(step) * calibration.unit * self.factor
         return Verdict(reading[self.figure] <= limit, self.reason, {self.figure: limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Under(Gate):
+    """Skip while the figure itself is below a limit, in its own unit; nothing is accumulated (First-Block Cache)."""
+
+    limit: float
+    figure: str = "d"
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if self.figure not in reading:
+            return Verdict(False, "no estimate yet")
+        return Verdict(reading[self.figure] < self.limit, "threshold", {self.figure: self.limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Gate):
+    """Skip while the figure, summed since the last computed evaluation, is below a limit in its own unit. The sum grows
+    from an evaluation on in which there is a figure; a NaN computes.
+    """
+
+    limit: float
+    figure: str = "d"
+
+    def start(self) -> dict[str, float]:
+        return {"sum": 0.0}
+
+    def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
+        known = figures.get(self.figure)
+        return dict(ledger) if known is None else {"sum": ledger["sum"] + known.to(ledger["sum"])}
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if self.figure not in reading:
+            return Verdict(False, "no estimate yet")
+        return Verdict(reading["sum"] < self.limit, "threshold", {"sum": self.limit})
+
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        return {"sum": advanced["sum"] if skipped else torch.zeros_like(advanced["sum"])}
 
 
 @dataclass(frozen=True, slots=True)

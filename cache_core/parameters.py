@@ -72,7 +72,9 @@ class Published:
 
     never, refusing, skipping: settings with which nothing can be skipped, with which everything is recorded and every
     evaluation refused, and with which about two of three steps are skipped: the tests of the invariants run on these.
-    variants: the same for other places that the method can be asked to use.
+    variants: the same for other places that the method can be asked to use; aliases: further words by which the graph's
+    search finds it; advice: one sentence on when to use it; own_node: whether it has a node of its own, besides being
+    an option of Cache Method, and so runs in every test of the invariants.
     """
 
     title: str
@@ -83,6 +85,9 @@ class Published:
     refusing: Mapping[str, Any]
     skipping: Mapping[str, Any]
     variants: tuple[Mapping[str, Any], ...] = ()
+    aliases: tuple[str, ...] = ()
+    advice: str = ""
+    own_node: bool = False
 
     def __call__(self, **given: Any) -> Method:
         """The method with these values. Raises `CacheError` on values that no run could use and on unknown names."""
@@ -120,6 +125,11 @@ def published(
     refusing: Mapping[str, Any],
     skipping: Mapping[str, Any],
     variants: tuple[Mapping[str, Any], ...] = (),
+    aliases: tuple[str, ...] = (),
+    advice: str = "",
+    own_node: bool = False,
 ) -> Callable[[Callable[..., Method]], Published]:
     """Publish a method's function; see `Published`."""
-    return lambda build: Published(title, build, parameters, orders, never, refusing, skipping, variants)
+    return lambda build: Published(
+        title, build, parameters, orders, never, refusing, skipping, variants, aliases, advice, own_node
+    )

@@ -87,7 +87,7 @@ class Lane:
 
     def restart(self) -> None:
         """Nothing is forecast from before a change to behind it."""
-        self.trails, self.gap = {}, ()
+        self.trails, self.past, self.computed_past, self.gap = {}, {}, {}, ()
 
     def tensors(self) -> Iterator[Tensor]:
         yield from {id(t): t for t in (*self.past.values(), *self.computed_past.values())}.values()
@@ -186,9 +186,9 @@ class Track:
             if lane.facts != facts:
                 lane.restart()
             lane.facts = facts
-            lane.past = {name: self.session.keep(tensor) for name, tensor in look.items()}
+            lane.past |= {name: self.session.keep(tensor) for name, tensor in look.items()}
             if not skip:
-                lane.computed_past = lane.past if self.rule.signal.reference == "computed" else {}
+                lane.computed_past = dict(lane.past) if self.rule.signal.reference == "computed" else {}
         return skip
 
     def reached(self, call: Call) -> bool:
@@ -317,7 +317,9 @@ class Track:
         lane.stored = True
         if repair is not None and self.session.revisits:  # further evaluations of this step need it too
             trail.repair = (step.index, keep(repair))
-        lane.past = self.rule.signal.observe(step, value, lane.past, tap)
+        held = {id(tensor) for tensor in (value, *lane.past.values())}
+        seen = self.rule.signal.observe(step, value, lane.past, tap)
+        lane.past = {name: tensor if id(tensor) in held else keep(tensor) for name, tensor in seen.items()}
         if key == self._leader and figures:
             self._evidence = {name: keep(figure) for name, figure in figures.items()}
         self._tell(key, unit, new, figures, skipped=False)

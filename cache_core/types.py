@@ -200,7 +200,9 @@ class Signal:
         return {}
 
     def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
-        """See the feature of a computed evaluation and the stream at the tap; returns the past to keep."""
+        """See the feature of a computed evaluation and the stream at the tap; returns the past to keep. What it adds
+        stays in the past, through skipped evaluations, until it is replaced.
+        """
         return past
 
 
@@ -289,14 +291,15 @@ class Output:
 class Rule:
     """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
-    whole calls the feature is the ODE derivative, whatever `feature` says.
+    whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input).
     """
 
     places: tuple[Place, ...]
     signal: Signal
     gate: Gate
     predictor: Predictor
-    feature: Literal["residual", "absolute"] = "residual"
+    feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
     correction: Correction | None = None
 
 

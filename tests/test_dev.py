@@ -97,9 +97,9 @@ def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypat
 @posix
 def test_only_one_process_sets_up(tmp_path):
     with provision.only_one(tmp_path), open(tmp_path / "lock", "a+b") as second:
-        assert not provision._try_lock(second)
+        assert not provision.try_lock(second)
     with open(tmp_path / "lock", "a+b") as third:
-        assert provision._try_lock(third)
+        assert provision.try_lock(third)
 
 
 def test_too_little_space_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
@@ -357,6 +357,14 @@ def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypa
     shown = capsys.readouterr().out
     for command in ("ablation", "auto", "estimate", "predictors", "quality", "readme", "speed"):
         assert f"\n{command} " in f"\n{shown}"
+
+
+@pytest.mark.parametrize(("table", "tools"), [("quality", True), ("speed", False)])
+def test_only_a_table_that_draws_asks_for_the_developer_tools(table, tools, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: asked.append(tools) or HOST)
+    monkeypatch.setattr(dev, "run", lambda *_, **__: 0)
+    assert dev.main(["bench", table, "--quick"]) == 0 and asked == [tools]
 
 
 def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):

@@ -42,6 +42,9 @@ DRAWN = {
     )
     for suffix in ("auto", "spectralcache", "freqca")
 }
+DRAWN[ROOT / "workflows" / "qwen_image_compare_auto.json"] = ("Qwen-Image", "with and without, compared")
+COMPARED = ROOT / "workflows" / "flux_dev_compare_auto.json"
+SPEEDS = ROOT / "workflows" / "flux_dev_speeds_auto.json"
 SHOWN: dict[str, tuple[str, Sequence[tuple[str, int]]]] = {
     "UNETLoader": ("Load Diffusion Model", (("", 0),)),
     "ModelSamplingAuraFlow": ("ModelSamplingAuraFlow", (("shift", 0),)),
@@ -92,6 +95,35 @@ def compose(full: Sequence[bytes], fast: Sequence[bytes], trace: Mapping[str, An
     return canvas
 
 
+def split(full: bytes, fast: bytes, trace: Mapping[str, Any]) -> Image.Image:
+    """One picture with an edge: at the left of it every step, at the right the cached run; below, that run's steps."""
+    canvas = Image.new("RGB", (SIDE, SIDE), GROUND)
+    pen = ImageDraw.Draw(canvas)
+    side, typeface = STRIP[1] - TOPS[0] - HEADING - 12, ImageFont.load_default(LETTERS)
+    left, top = (SIDE - side) // 2, TOPS[0] + HEADING
+    for png, (start, end), words in ((full, (0, side // 2), "every step"), (fast, (side // 2, side), NAMES[AUTO])):
+        picture = Image.open(io.BytesIO(png)).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        canvas.paste(picture.crop((start, 0, end, side)), (left + start, top))
+        pen.text((left + (start + end) / 2, TOPS[0]), words, INK, font=typeface, anchor="mt")
+    pen.line((SIDE // 2, top, SIDE // 2, top + side), "#ffffff", width=3)
+    pen.ellipse((SIDE // 2 - 12, top + side // 2 - 12, SIDE // 2 + 12, top + side // 2 + 12), "#ffffff")
+    _strip(pen, [evaluation["action"] for evaluation in trace["evaluations"]])
+    return canvas
+
+
+def quarters(pictures: Mapping[str, bytes]) -> Image.Image:
+    """Four pictures, each under its name."""
+    canvas = Image.new("RGB", (SIDE, SIDE), GROUND)
+    pen, typeface = ImageDraw.Draw(canvas), ImageFont.load_default(LINE)
+    side = SIDE // 2 - HEADING - MARGIN // 2
+    for i, (words, png) in enumerate(pictures.items()):
+        picture = Image.open(io.BytesIO(png)).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        middle, top = SIDE * (1 + 2 * (i % 2)) // 4, (i // 2) * SIDE // 2
+        pen.text((middle, top + 10), words, INK, font=typeface, anchor="mt")
+        canvas.paste(picture, (middle - side // 2, top + HEADING))
+    return canvas
+
+
 def _strip(draw: ImageDraw.ImageDraw, actions: Sequence[str]) -> None:
     """One cell a step: computed is tall and bright, skipped low and dark."""
     left, top, right, bottom = STRIP
@@ -103,13 +135,14 @@ def _strip(draw: ImageDraw.ImageDraw, actions: Sequence[str]) -> None:
 
 
 def path(graph: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The nodes through which the model goes, from its loader to the sampler."""
+    """The nodes through which the model goes, from its loader to a sampler; the longest way, if there are several."""
     nodes = {node["id"]: node for node in graph["nodes"]}
     sources = {link[3]: nodes[link[1]] for link in graph["links"] if link[5] == "MODEL"}
-    chain = [next(node for node in graph["nodes"] if node["type"] == "KSampler")]
-    while chain[0]["id"] in sources:
-        chain.insert(0, sources[chain[0]["id"]])
-    return chain
+
+    def way(node: dict[str, Any]) -> list[dict[str, Any]]:
+        return [*(way(sources[node["id"]]) if node["id"] in sources else []), node]
+
+    return max((way(node) for node in graph["nodes"] if node["type"] == "KSampler"), key=len)
 
 
 def draw(workflow: Path, title: str, detail: str) -> Image.Image:
@@ -160,6 +193,16 @@ def main() -> None:
             fast, outputs = zip(*(make(cached(picture, params, apply)) for picture in PICTURES), strict=True)
             trace = json.loads(outputs[0]["stats"]["trace"][0])
             save(compose(full, fast, trace, NAMES[apply]), workflow)
+        words = {
+            word: make(cached(PICTURES[1], {**defaults(AUTO), "quality": word}, AUTO))
+            for word in ("Quality", "Balanced", "Draft")
+        }
+        trace = {word: json.loads(outputs["stats"]["trace"][0]) for word, (_, outputs) in words.items()}
+        save(split(full[1], words["Balanced"][0], trace["Balanced"]), COMPARED)
+        named = {
+            f"{word}: {trace[word]['computed']} of {trace[word]['steps']}": png for word, (png, _) in words.items()
+        }
+        save(quarters({"every step": full[1], **named}), SPEEDS)
 
 
 if __name__ == "__main__":

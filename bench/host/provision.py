@@ -58,7 +58,7 @@ def only_one(cache: Path) -> Iterator[None]:
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "a+b") as handle:
         waiting = False
-        while not _try_lock(handle):
+        while not try_lock(handle):
             if not waiting:
                 say("Another set-up is running; waiting for it to end.")
             waiting = True
@@ -66,7 +66,8 @@ def only_one(cache: Path) -> Iterator[None]:
         yield
 
 
-def _try_lock(handle: IO[bytes]) -> bool:
+def try_lock(handle: IO[bytes]) -> bool:
+    """Whether this process has the lock of an open file now."""
     try:
         if sys.platform == "win32":
             import msvcrt

@@ -330,7 +330,7 @@ def with_tools(host: Host, pins: list[str], version: tuple[int, int], without_pi
     if not folder.exists():
         with only_one(cache_folder()):
             if not folder.exists():
-                say(f"Developer tools ({', '.join(pins)}), once, into {folder} (150 MB), nowhere else")
+                say(f"Developer tools ({', '.join(pins)}), once, into {folder}, nowhere else (250 MB to download)")
                 install(host, pins, folder, "install the developer tools", without_pip)
     return replace(host, tools=folder)
 

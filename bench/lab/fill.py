@@ -10,11 +10,10 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.host.provision import say
+from bench.lab.arms import Cached
 from bench.lab.grid import Group, rows, walk
-from bench.lab.presets import Arm
 from bench.lab.store import Store, code_version
 from bench.lab.table import read_csv, write_csv
-from cache_core.types import Method
 
 EVERY = 20
 """Seconds between two lines of progress."""
@@ -48,17 +47,15 @@ def carry_out(
     groups: Sequence[Group],
     report: Report,
     folder: Path | None = None,
-    method_of: Callable[[Arm], Method] | None = None,
-    code: str = "",
     also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
     """One command: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the folder.
 
-    `folder` is where they go unless --out says; see `Runner` for `method_of` and `code`.
+    `folder` is where they go unless --out says.
     """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
-    about = provenance(page) if options.report else measure(groups, table, options.share, method_of, code)
+    about = provenance(page) if options.report else measure(groups, table, options.share)
     if about:
         found = read_csv(table)
         text = report(found, about)
@@ -73,8 +70,6 @@ def measure(
     groups: Sequence[Group],
     file: Path,
     share: str | None,
-    method_of: Callable[[Arm], Method] | None = None,
-    code: str = "",
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share.
@@ -87,7 +82,7 @@ def measure(
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     started = shown = time.monotonic()
     with torch.inference_mode():
-        runner = Runner(Studio(Lab()), Store(), method_of, code)
+        runner = Runner(Studio(Lab()), Store())
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()
@@ -96,7 +91,8 @@ def measure(
             return ""
         write_csv(file, rows(groups, runner.outcome))
         about = runner.studio.lab.about()
-    return origin(about, {arm.method for group in groups for arm in group.arms if arm.method})
+    cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
+    return origin(about, {arm.method for arm in cached if arm.method})
 
 
 def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.lab import Pair
+from bench.lab.arms import EULER, TWICE, Arm, evaluations
 from bench.lab.intervals import finite_mean, paired
 from bench.lab.pairs import prompts
-from bench.lab.presets import EULER, FEWER, TWICE, Arm, evaluations, fewer
+from bench.lab.presets import FEWER, fewer
 from bench.lab.store import Outcome
 
 Make = Callable[[Arm, Pair, int], Outcome]
@@ -34,7 +35,7 @@ class Group:
 
 def group(steps: int, cfg: float, count: int, arms: Iterable[Arm], sampler: str = EULER) -> Group:
     if sampler != EULER:
-        arms = [replace(arm, params={**arm.params, "sampler": sampler}) for arm in arms]
+        arms = [replace(arm, sampler=sampler) for arm in arms]
     return Group(steps, cfg, tuple(Pair(text, seed, cfg) for text, seed in prompts(count)), tuple(arms), sampler)
 
 

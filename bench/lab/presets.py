@@ -8,8 +8,9 @@ results: a curve joins the presets of one family.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+
+from bench.lab.arms import EULER, Alike, Arm, Cached, Dense, Plain, Shipped
 
 NO_TADS, NO_CEB, NO_FDC = (
     {"tads_min": 1.0, "tads_max": 1.0},
@@ -21,41 +22,17 @@ CORE_THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0)
 POWERS = (1.3, 1.6)
 FEWER = "fewer steps"
 ALIKE = "fewer steps, where Auto's are"
-EULER = "euler"
-TWICE = ("heun", "dpm_2")
-"""Samplers that evaluate each step twice, but the last."""
-
-
-def evaluations(sampler: str, steps: int) -> int:
-    """Of a full run."""
-    return 2 * steps - 1 if sampler in TWICE else steps
 
 
 class MissingPresets(Exception):
     """A method of cache_core that the bench has no settings for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to make a picture. kind: "method", "EasyCache", "LazyCache", "fewer" or "dense"; `method` names the file.
-
-    core: measured at every number of steps and guidance, not only on the main grid. quick: part of --quick.
-    """
-
-    family: str
-    name: str
-    kind: str = "method"
-    method: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    core: bool = False
-    quick: bool = False
-
-
-def _spectral() -> list[Arm]:
+def _spectral() -> list[Cached]:
     family = "SpectralCache"
     settings = ((0.15, 2), (0.25, 2), (0.4, 2), (0.6, 2), (0.8, 4), (1.2, 4), (1.6, 6), (2.4, 8))
     arms = [
-        Arm(
+        Cached(
             family,
             f"{family} {threshold:g}" + ("" if most == 2 else f", up to {most}"),
             method="spectralcache",
@@ -65,22 +42,18 @@ def _spectral() -> list[Arm]:
         )
         for threshold, most in settings
     ]
-    base = {**NO_TADS, **NO_CEB, **NO_FDC}
-    return arms + [
-        Arm("TeaCache", f"TeaCache {threshold:g}", method="spectralcache", params={"threshold": threshold, **base})
-        for threshold in (0.2, 0.4, 0.6, 1.0, 1.6)
-    ]
+    return arms
 
 
-def _freqca() -> list[Arm]:
+def _freqca() -> list[Cached]:
     published = [
-        Arm("FreqCa", f"FreqCa N={n}", method="freqca", params={"interval": n}, core=n == 4, quick=n in (3, 6))
+        Cached("FreqCa", f"FreqCa N={n}", method="freqca", params={"interval": n}, core=n == 4, quick=n in (3, 6))
         for n in INTERVALS
     ]
     hold = {"transform": "none", "high_order": 0}
-    held = [Arm("hold, every N", f"hold N={n}", method="freqca", params={"interval": n, **hold}) for n in INTERVALS]
+    held = [Cached("hold, every N", f"hold N={n}", method="freqca", params={"interval": n, **hold}) for n in INTERVALS]
     both = [
-        Arm(
+        Cached(
             "FreqCa, SpectralCache's gate",
             f"FreqCa adaptive {threshold:g}" + ("" if most == 2 else f", up to {most}"),
             method="freqca",
@@ -95,24 +68,96 @@ AUTO = "SpectralCache Auto"
 AUTO_COUNTS = (23, 20, 17, 14, 12, 10, 8, 7, 6, 5)
 
 
-def auto(count: int, total: int = 28) -> Arm:
+def auto(count: int, total: int = 28) -> Cached:
     """Auto with a budget of so many computed steps of `total`."""
-    return Arm(
+    return Cached(
         AUTO, f"Auto {total / count:.2g}x", method="auto", params={"speedup": total / count, "quality": "Custom"},
         core=(count, total) == (10, 28), quick=count in (14, 8),
     )  # fmt: skip
 
 
-PRESETS: Mapping[str, list[Arm]] = {
+def _swept(family: str, method: str, name: str, values: Iterable[float], **fixed: object) -> list[Cached]:
+    """One method over one of its parameters."""
+    return [Cached(family, f"{family} {v:g}", method=method, params={name: v, **fixed}) for v in values]
+
+
+def _forecast(family: str, method: str) -> list[Cached]:
+    """A fixed schedule with a forecast, over its interval; three steps of warm-up suit 28 steps."""
+    return [
+        Cached(family, f"{family} N={n}", method=method, params={"interval": n, "warmup_steps": 3}) for n in INTERVALS
+    ]
+
+
+def _magcache() -> list[Cached]:
+    """The authors' settings from careful to draft, on FLUX's curve, whichever small model it is."""
+    settings = ((0.02, 1), (0.06, 2), (0.1, 3), (0.24, 5), (0.6, 6), (1.2, 10))
+    return [
+        Cached("MagCache", f"MagCache {threshold:g}, up to {most}", method="magcache",
+            params={"threshold": threshold, "max_consecutive": most, "retention": 0.1, "curve": "FLUX.1"})
+        for threshold, most in settings
+    ]  # fmt: skip
+
+
+def _adacache() -> list[Cached]:
+    settings = (("slow", 0.3), ("slow", 1.0), ("fast", 0.1), ("fast", 0.3), ("fast", 1.0))
+    return [
+        Cached("AdaCache", f"AdaCache {book} x{scale:g}", method="adacache", params={"codebook": book, "scale": scale})
+        for book, scale in settings
+    ]
+
+
+def _dbcache() -> list[Cached]:
+    """One block decides, since the small models have few; the tail repairs."""
+    settings = ((0.04, 2, 0), (0.08, 3, 0), (0.12, 3, 1), (0.2, 4, 0), (0.3, 6, 0))
+    return [
+        Cached("DBCache", f"DBCache F1B{tail} {threshold:g}, up to {most}", method="dbcache",
+               params={"threshold": threshold, "head": 1, "tail": tail, "warmup_steps": 3, "max_consecutive": most})
+        for threshold, most, tail in settings
+    ]  # fmt: skip
+
+
+def _spectrum() -> list[Cached]:
+    settings = ((2, 0), (2, 0.25), (2, 0.75), (2, 1.5), (2, 3))
+    return [
+        Cached("Spectrum", f"Spectrum {window:g} + {growth:g}r", method="spectrum",
+               params={"window": window, "growth": growth, "warmup_steps": 3})
+        for window, growth in settings
+    ]  # fmt: skip
+
+
+def _everywhere(arms: list[Cached]) -> list[Cached]:
+    """The middle setting is measured at every number of steps and guidance."""
+    return [replace(arm, core=True) if i == len(arms) // 2 else arm for i, arm in enumerate(arms)]
+
+
+OTHERS: Mapping[str, list[Cached]] = {
+    "teacache": _swept("TeaCache", "teacache", "threshold", (0.2, 0.4, 0.6, 1.0, 1.6)),
+    "first_block_cache": _swept(
+        "First-Block Cache", "first_block_cache", "threshold", (0.03, 0.06, 0.08, 0.12, 0.2, 0.3)
+    ),
+    "magcache": _magcache(),
+    "adacache": _adacache(),
+    "ab_cache": _forecast("AB-Cache", "ab_cache"),
+    "taylorseer": _forecast("TaylorSeer", "taylorseer"),
+    "hicache": _forecast("HiCache", "hicache"),
+    "foca": _forecast("FoCa", "foca"),
+    "easycache": _swept("EasyCache, ours", "easycache", "threshold", CORE_THRESHOLDS),
+    "lazycache": _swept("LazyCache, ours", "lazycache", "threshold", CORE_THRESHOLDS),
+    "dbcache": _dbcache(),
+    "spectrum": _spectrum(),
+    "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
+}
+PRESETS: Mapping[str, list[Cached]] = {
     "auto": [auto(count) for count in AUTO_COUNTS],
     "spectralcache": _spectral(),
     "freqca": _freqca(),
+    **{name: _everywhere(arms) for name, arms in OTHERS.items()},
 }
 
 
-def method_arms(names: Iterable[str]) -> list[Arm]:
+def method_arms(names: Iterable[str]) -> list[Cached]:
     """Every preset of these methods. Raises `MissingPresets` for one without."""
-    arms = []
+    arms: list[Cached] = []
     for name in names:
         if not PRESETS.get(name):
             raise MissingPresets(
@@ -122,53 +167,31 @@ def method_arms(names: Iterable[str]) -> list[Arm]:
     return arms
 
 
-def core_arms() -> list[Arm]:
-    """What ComfyUI ships (comfy_extras.nodes_easycache), over its threshold; and EasyCache without the repair that it
-    needs in float32 (`runner.copied_input`).
-    """
-    as_shipped = {"reuse_threshold": 0.2, "as_shipped": True}
-    ruined = Arm("EasyCache in float32, unrepaired", "EasyCache 0.2 unrepaired", "EasyCache", params=as_shipped)
-    return [ruined, *_core_arms()]
-
-
-def _core_arms() -> list[Arm]:
-    return [
-        Arm(kind, f"{kind} {threshold:g}", kind, params={"reuse_threshold": threshold},
-            core=kind == "EasyCache" and threshold == 0.2, quick=kind == "EasyCache" and threshold in (0.1, 0.2))
+def core_arms() -> list[Shipped]:
+    """What ComfyUI ships, over its threshold; and EasyCache without the repair that it needs in float32."""
+    shipped = [
+        Shipped(kind, f"{kind} {threshold:g}", kind, threshold,
+                core=kind == "EasyCache" and threshold == 0.2, quick=kind == "EasyCache" and threshold in (0.1, 0.2))
         for kind in ("EasyCache", "LazyCache")
         for threshold in CORE_THRESHOLDS
     ]  # fmt: skip
+    ruined = Shipped("EasyCache in float32, unrepaired", "EasyCache 0.2 unrepaired", "EasyCache", 0.2, repaired=False)
+    return [ruined, *shipped]
 
 
-def fewer(count: int, sampler: str = EULER) -> Arm:
+def fewer(count: int, sampler: str = EULER) -> Plain:
     """The control: the plain sampler with this many steps."""
-    params = {"count": count} if sampler == EULER else {"count": count, "sampler": sampler}
-    return Arm(FEWER, f"{count} steps", "fewer", params=params, core=True, quick=True)
+    return Plain(FEWER, f"{count} steps", count, sampler=sampler, core=True, quick=True)
 
 
-def alike(count: int) -> Arm:
+def alike(count: int) -> Alike:
     """The fair control for Auto's placement: this many Euler steps on the noise levels that its plan computes."""
-    return Arm(ALIKE, f"{count} steps where Auto's are", "dense", params={"count": count, "power": "auto"})
+    return Alike(ALIKE, f"{count} steps where Auto's are", count)
 
 
-def dense(count: int, power: float) -> Arm:
+def dense(count: int, power: float) -> Dense:
     """The control for placement: this many Euler steps on an early-dense subset of the full run's noise levels."""
-    family = f"fewer steps, early-dense p={power:g}"
-    return Arm(family, f"{count} steps, p={power:g}", "dense", params={"count": count, "power": power})
-
-
-def places(total: int, count: int, power: float) -> list[int]:
-    """Steps round((T - 1)·(k / (F - 1))^p), k = 0 .. F - 1: the first, the last, and dense early for p > 1.
-
-    Places that would fall together move on by one step, so that there are F of them.
-    """
-    found: list[int] = []
-    for k in range(count):
-        place = round((total - 1) * (k / (count - 1)) ** power) if count > 1 else 0
-        found.append(max(place, found[-1] + 1) if found else place)
-    while found and found[-1] > total - 1:  # only where count is near total
-        found = [min(place, total - count + i) for i, place in enumerate(found)]
-    return found
+    return Dense(f"fewer steps, early-dense p={power:g}", f"{count} steps, p={power:g}", count, power)
 
 
 def counts(total: int) -> list[int]:

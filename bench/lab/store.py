@@ -19,7 +19,8 @@ from bench import ROOT
 from bench.host.provision import cache_folder
 
 CODE = (
-    "cache_core/*.py", "cache_core/models/__init__.py", "cache_core/models/flux.py", "nodes/host.py", "nodes/sites.py",
+    "cache_core/*.py", "cache_core/models/__init__.py", "cache_core/models/flux.py", "nodes/host.py",
+    "nodes/sites/*.py",
 )  # fmt: skip
 """What every cached run of the small FLUX goes through, beside its own method's files."""
 TELLING = ("cache_core/__init__.py", "cache_core/words.py")

@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from bench.lab import fill
+from bench.lab.arms import Cached
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at
-from bench.lab.presets import FEWER, NO_CEB, NO_FDC, NO_TADS, Arm, fewer
+from bench.lab.presets import FEWER, NO_CEB, NO_FDC, NO_TADS, fewer
 from bench.lab.reading import Row, cells, curve, families, over, sign
 from bench.lab.table import document, fixed, markdown, number
 
@@ -37,9 +38,9 @@ def combinations() -> Iterator[tuple[str, dict[str, float]]]:
             yield name, {key: value for settings in off for key, value in settings.items()}
 
 
-def arms(thresholds: Sequence[float] = THRESHOLDS) -> list[Arm]:
+def arms(thresholds: Sequence[float] = THRESHOLDS) -> list[Cached]:
     return [
-        Arm(name, f"{name}, {threshold:g}", method="spectralcache", params={"threshold": threshold, **off})
+        Cached(name, f"{name}, {threshold:g}", method="spectralcache", params={"threshold": threshold, **off})
         for name, off in combinations()
         for threshold in thresholds
     ]

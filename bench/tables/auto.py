@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from bench.lab import fill
+from bench.lab.arms import Cached, evaluations
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at
 from bench.lab.presets import (
@@ -19,17 +20,14 @@ from bench.lab.presets import (
     AUTO,
     AUTO_COUNTS,
     FEWER,
-    Arm,
     alike,
     auto,
     core_arms,
     dense,
-    evaluations,
     fewer,
     method_arms,
 )
 from bench.lab.reading import Row, controls, over
-from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.predictors import Hold
 from cache_core.types import Method
@@ -51,24 +49,24 @@ OTHERS = {
 """Presets of every other family that are measured beside Auto at both guidances."""
 
 
-def part(name: str, count: int) -> Arm:
+@dataclass(frozen=True, slots=True)
+class Part(Cached):
     """Auto with one thing changed."""
+
+    part: str = field(default="", kw_only=True)
+
+    def made(self) -> Method:
+        method = Cached.made(self)
+        if self.part in PARTS[:2]:
+            method = replace(method, rules=tuple(replace(rule, correction=None) for rule in method.rules))
+        if self.part == PARTS[1]:
+            method = replace(method, rules=tuple(replace(rule, predictor=Hold()) for rule in method.rules))
+        return method
+
+
+def part(name: str, count: int) -> Part:
     changed = {"site trunk": {"site": "trunk"}, "1 band": {"bands": 1}, "4 bands": {"bands": 4}}.get(name, {})
-    params = {**auto(count).params, **changed, "part": name}
-    return Arm(f"{AUTO}, {name}", f"{name}, {count}", "bench", "auto", params)
-
-
-def method_of(arm: Arm) -> Method:
-    """The composition of an arm."""
-    name = arm.params.get("part")
-    if name is None:
-        return named(arm)
-    method = named(replace(arm, params={key: value for key, value in arm.params.items() if key != "part"}))
-    if name in PARTS[:2]:
-        method = replace(method, rules=tuple(replace(rule, correction=None) for rule in method.rules))
-    if name == PARTS[1]:
-        method = replace(method, rules=tuple(replace(rule, predictor=Hold()) for rule in method.rules))
-    return method
+    return Part(f"{AUTO}, {name}", f"{name}, {count}", "auto", {**auto(count).params, **changed}, part=name)
 
 
 def quick_grid(pairs: int) -> list[Group]:
@@ -87,7 +85,9 @@ def grid(pairs: int | None, quick: bool = False) -> list[Group]:
     if quick:
         return quick_grid(pairs or 1)
     main, side = pairs or PAIRS, min(pairs or SIDE_PAIRS, SIDE_PAIRS)
-    others = [arm for arm in [*method_arms(["freqca", "spectralcache"]), *core_arms()] if arm.name in OTHERS]
+    others = [
+        arm for arm in [*method_arms(["freqca", "spectralcache", "teacache"]), *core_arms()] if arm.name in OTHERS
+    ]
     budgets = [arm for n in AUTO_COUNTS for arm in (auto(n), fewer(n), alike(n))]
     parts = [part(name, n) for name in PARTS for n in PART_COUNTS]
     best = [dense(n, power) for power in (1.3, 1.6) for n in (12, 10, 8)]
@@ -213,4 +213,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     groups = grid(options.pairs, options.quick)
-    return fill.carry_out(options, "auto", groups, report, fill.quick_folder(options), method_of)
+    return fill.carry_out(options, "auto", groups, report, fill.quick_folder(options))

@@ -17,7 +17,6 @@ from scipy.stats import spearmanr
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import named
 from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
 from cache_core.track import Seen
 from cache_core.types import ESTIMATE, Method
@@ -41,16 +40,16 @@ class Ruler:
         clone.add_wrapper_with_key(self.lab.comfy.patcher_extension.WrappersMP.APPLY_MODEL, "ruler", self)
         return self.lab.attach(clone, method, self.told.append)
 
-    def __call__(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any) -> Any:
+    def __call__(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL, outside the pack's own: the pack passes a call on whose options do not carry its run."""
         self.told.clear()
-        answer = executor(x, sigma, *args)
+        answer = executor(x, sigma, *args, **kwargs)
         leading = next((seen for seen in self.told if seen.skipped), None)
         if leading is not None:
             *before, options = args
             plain = {name: value for name, value in options.items() if name != self.lab.pack.KEY}
             levels = sigma.view(-1, 1, 1, 1)
-            truth, said = (x - executor(x, sigma, *before, plain)) / levels, (x - answer) / levels
+            truth, said = (x - executor(x, sigma, *before, plain, **kwargs)) / levels, (x - answer) / levels
             rows = len(leading.feature.value)  # of the leading lane, whose estimate it is
             error = (said - truth)[:rows].norm() / truth[:rows].norm()
             estimate = leading.scores.get(ESTIMATE)
@@ -64,7 +63,7 @@ def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[
         for text, seed in prompts(pairs or (1 if quick else PAIRS)):
             for count in COUNTS:
                 ruler = Ruler(studio.lab)
-                studio.make(ruler.attach(studio.model, named(auto(count))), Pair(text, seed, cfg), STEPS)
+                studio.make(ruler.attach(studio.model, auto(count).made()), Pair(text, seed, cfg), STEPS)
                 for record in ruler.found:
                     yield {"cfg": cfg, "computed": count, "seed": seed, **record}
 

@@ -82,7 +82,8 @@ FAST = {"speedup": 3.0, "quality": CUSTOM}
 
 @published(
     "SpectralCache Auto", PARAMETERS, never={"speedup": 1.0, "quality": CUSTOM},
-    refusing={"keep_first": 100}, skipping=FAST, variants=({"site": "trunk"}, {"site": "guided"}),
+    refusing={"keep_first": 100}, skipping=FAST, variants=({"site": "trunk"}, {"site": "guided"}), own_node=True,
+    advice="The first choice: one dial, any model, and it keeps its budget.",
 )  # fmt: skip
 def auto(
     speedup: float,

@@ -108,7 +108,8 @@ PARAMETERS = (
 
 @published(
     "FreqCa", PARAMETERS, orders=spectral.ORDERS,
-    never={"interval": 1}, refusing={"warmup_steps": 100}, skipping={"interval": 3, "warmup_steps": 1},
+    never={"interval": 1}, refusing={"warmup_steps": 100}, skipping={"interval": 3, "warmup_steps": 1}, own_node=True,
+    advice="A fixed schedule whose speed is known before the run, at intervals of 2 to 4.",
 )  # fmt: skip
 def freqca(
     interval: int,

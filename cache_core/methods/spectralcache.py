@@ -91,7 +91,8 @@ EAGER = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_hi
 
 @published(
     "SpectralCache", (THRESHOLD, MAX_CONSECUTIVE, *SHAPE, *WINDOW), orders=ORDERS,
-    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping=EAGER,
+    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping=EAGER, own_node=True,
+    advice="Where a decision must follow the picture and no forecast is wanted; Auto is closer at the same speed.",
 )  # fmt: skip
 def spectralcache(
     threshold: float,

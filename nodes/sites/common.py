@@ -116,25 +116,52 @@ def fail_open(session: Session) -> Iterator[None]:
         warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
 
 
-# the ODE derivative: what is stored where whole calls are skipped -----------------------------------------------------
+# what is stored where whole calls are skipped: the ODE derivative, unless a rule says otherwise -----------------------
+
+
+def stored(kind: str, x: torch.Tensor, out: torch.Tensor, sigma: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    """What a rule stores of a call that returned the denoised latent `out`, as tokens; scaled: the model's input."""
+    if kind == "denoised":
+        return _tokens(out - scaled)
+    tokens = derivative(x, out, sigma)
+    return tokens - _tokens(scaled) if kind == "output" else tokens
+
+
+def restored(
+    kind: str, x: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor, scaled: torch.Tensor
+) -> torch.Tensor:
+    """The denoised latent that a stored feature stands for."""
+    if kind == "denoised":
+        return scaled + _latent(x, tokens)
+    return denoised(x, tokens + _tokens(scaled) if kind == "output" else tokens, sigma)
 
 
 def derivative(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """d = (x - denoised) / sigma as tokens, b c ... -> b (...) c: for a flow model the velocity, for an epsilon model
     the noise.
     """
-    return ((x - denoised) / _levels(x, sigma)).movedim(1, -1).flatten(1, -2)
+    return _tokens((x - denoised) / _levels(x, sigma))
 
 
 def denoised(x: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """x - sigma·d: b (...) c -> b c ..."""
-    return x - _levels(x, sigma) * tokens.unflatten(1, x.shape[2:]).movedim(-1, 1)
+    return x - _levels(x, sigma) * _latent(x, tokens)
 
 
 def latent_grid(x: torch.Tensor) -> Grid | None:
     """Latent pixels are the tokens here; several latents packed into one (b 1 n: audio with video) have no grid."""
     size = tuple(x.shape[2:])
     return size if len(size) > 1 else None
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    """b c ... -> b (...) c"""
+    return x.movedim(1, -1).flatten(1, -2)
+
+
+def _latent(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """b (...) c -> b c ... of the shape of x"""
+    return tokens.unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 
 def _levels(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

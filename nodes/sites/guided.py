@@ -17,7 +17,7 @@ import torch
 from ...cache_core.coefficients import IDENTITY
 from ...cache_core.track import Call, Facts, LaneKey, Track
 from ...cache_core.types import GUIDED, Probe
-from .common import denoised, derivative, failure, latent_grid
+from .common import failure, latent_grid, restored, stored
 
 LOG = logging.getLogger("SpectralCache")
 
@@ -34,12 +34,13 @@ class Guided:
 
     def run(self, x: torch.Tensor, sigma: torch.Tensor, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute or skip an evaluation at sigma (b) of x (b c ...): the denoised latent."""
-        track, grid, call = self.track, latent_grid(x), None
+        track, grid, call, kind = self.track, latent_grid(x), None, self.track.rule.feature
+        scaled = self.model_sampling.calculate_input(sigma, x) if kind in ("output", "denoised") else x
         try:
             call = track.session.open_all(LANE, x.shape[0])
             facts = Facts(tuple(x.shape), x.dtype, x.device)
             if track.enter(call, facts, partial(self._probe, x, sigma), IDENTITY):
-                answer = denoised(x, track.predict(call, grid=grid), sigma)
+                answer = restored(kind, x, track.predict(call, grid=grid), sigma, scaled)
                 track.leave_out(call)
                 return answer
         except Exception as error:
@@ -47,10 +48,10 @@ class Guided:
         computed = forward()
         try:
             if call is not None and track.reached(call):
-                tokens = derivative(x, computed, sigma)
+                tokens = stored(kind, x, computed, sigma, scaled)
                 repair = track.store(call, tokens, grid=grid)
                 if repair is not None:
-                    return denoised(x, tokens + repair, sigma)
+                    return restored(kind, x, tokens + repair, sigma, scaled)
         except Exception as error:
             self.leave(error, call)
         return computed

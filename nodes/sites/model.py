@@ -13,7 +13,7 @@ import torch
 
 from ...cache_core.coefficients import IDENTITY
 from ...cache_core.types import MODEL, Probe
-from .common import Forward, ModelCall, Options, Site, denoised, derivative, fail_open, latent_grid
+from .common import Forward, ModelCall, Options, Site, fail_open, latent_grid, restored, stored
 
 
 class WholeModel(Site):
@@ -22,20 +22,21 @@ class WholeModel(Site):
     name = MODEL.kind
 
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        x, grid = call.x, latent_grid(call.x)
+        x, grid, kind = call.x, latent_grid(call.x), self.track.rule.feature
+        scaled = call.model_sampling.calculate_input(call.sigma, x) if kind in ("output", "denoised") else x
         with fail_open(self.session):
             facts = call.facts(*x.shape[1:], of=x)
             if self.track.enter(call.call, facts, partial(self._probe, call), IDENTITY):
-                answer = denoised(x, self.track.predict(call.call, grid=grid), call.sigma)
+                answer = restored(kind, x, self.track.predict(call.call, grid=grid), call.sigma, scaled)
                 self.track.leave_out(call.call)
                 return answer
         computed = forward(options)
         with fail_open(self.session):
             if self.track.reached(call.call):
-                tokens = derivative(x, computed, call.sigma)
+                tokens = stored(kind, x, computed, call.sigma, scaled)
                 repair = self.track.store(call.call, tokens, grid=grid)
                 if repair is not None:
-                    return denoised(x, tokens + repair, call.sigma)
+                    return restored(kind, x, tokens + repair, call.sigma, scaled)
         return computed
 
     @staticmethod

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server")
-PATIENCE = 60
+PATIENCE = 180
 """Seconds: only a machine that is much too busy needs them."""
 READY = "Boolean(window.app?.graph && app.extensionManager?.setting && app.extensions?.length)"
 
@@ -65,8 +65,25 @@ def server(request: pytest.FixtureRequest, browser: Any, tmp_path_factory: pytes
     settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": request.param == "vue"}
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), "utf-8")
     frontend = os.environ.get("SPECTRALCACHE_FRONTEND")
-    with Server(base, arguments=("--front-end-root", frontend) if frontend else ()) as running:
+    arguments = ("--front-end-root", frontend) if frontend else ()
+    with Server(base, arguments=arguments, ready_within=10 * PATIENCE) as running:
         yield running
+
+
+def watched(page: Any) -> list[str]:
+    """What the page's console complains of, as far as it is ours; the frontend asks hosts out of reach by itself."""
+    complaints: list[str] = []
+
+    def note(kind: str, text: str, address: str) -> None:
+        ours = "spectralcache" in f"{text} {address}".lower() and "Content Security Policy" not in text
+        # the frontend asks for the page of its language first, and for <NodeId>.md, which is the English one, next
+        ours &= not address.endswith("/en.md")
+        if kind in ("error", "warning") and ours:
+            complaints.append(f"{kind}: {text[:300]} ({address})")
+
+    page.on("console", lambda message: note(message.type, message.text, message.location.get("url", "")))
+    page.on("pageerror", lambda error: note("error", f"{error} {error.stack}", ""))
+    return complaints
 
 
 @pytest.fixture
@@ -74,11 +91,13 @@ def page(browser: Any, server: Any) -> Iterator[Any]:
     """Playwright's page with the server's frontend, loaded, and no workflow that it still restores."""
     with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
         shown = context.new_page()
+        complaints = watched(shown)
         shown.set_default_timeout(PATIENCE * 1000)
         shown.goto(server.url)
         shown.wait_for_function(READY)
         shown.wait_for_timeout(2000)  # it restores the last workflow before it takes another
         yield shown
+    assert not complaints, "the page's console complains of ours"
 
 
 @pytest.fixture(scope="session")

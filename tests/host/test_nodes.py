@@ -275,7 +275,13 @@ def test_freqca_through_the_server(server: Any, graphs: Any, settings: dict[str,
 
 
 def test_help_pages_are_served(server: Any) -> None:
-    for node in ("SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"):
+    for node in (
+        "SpectralCacheAutoApply",
+        "SpectralCacheApply",
+        "SpectralCacheFreqCaApply",
+        "SpectralCacheMethodApply",
+        "SpectralCacheStats",
+    ):
         page = server._request(f"/extensions/spectralcache/docs/{node}.md").decode()
         info = server.object_info(node)
         names = [name for kind in ("required", "optional") for name in info["input"].get(kind, {})]

@@ -7,9 +7,10 @@ measured at one placement and two budgets; elsewhere only those that can still c
 
 from __future__ import annotations
 
+from bench.lab.arms import Arm
 from bench.lab.grid import Group, group
-from bench.lab.presets import Arm, dense, fewer
-from bench.tables.predictors.parts import BUDGETS, EVEN, PREDICTORS, STEPS, WARM, early
+from bench.lab.presets import dense, fewer
+from bench.tables.predictors.parts import BUDGETS, EVEN, PREDICTORS, STEPS, WARM, Forecast, early
 
 PAIRS = 6
 GUIDANCE = (1.0, 3.0)
@@ -43,13 +44,11 @@ PRUNED = (
 """What the grid does not hold."""
 
 
-def arm(feature: str, placement: str, predictor: str, count: int, steps: int = STEPS) -> Arm:
-    params = {"feature": feature, "placement": placement, "predictor": predictor, "count": count}
-    if feature == "output":
-        params["site"] = "model"
-    if steps != STEPS:
-        params["steps"] = steps
-    return Arm(f"{feature} | {placement} | {predictor}", f"{count}", "bench", params=params)
+def arm(feature: str, placement: str, predictor: str, count: int, steps: int = STEPS) -> Forecast:
+    return Forecast(
+        f"{feature} | {placement} | {predictor}", f"{count}",
+        feature=feature, placement=placement, predictor=predictor, count=count, steps=steps,
+    )  # fmt: skip
 
 
 def arms() -> list[Arm]:

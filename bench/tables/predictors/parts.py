@@ -1,7 +1,7 @@
 """Parts that only the bench has: computed evaluations at given steps, and forecasts that no method of the pack uses.
 
 They are made of the engine's own parts (cache_core.types), so what is measured here runs as a method would. Every
-figure of `bench predictors` depends on this file and on `presets.places`; the list of what is measured and the report
+figure of `bench predictors` depends on this file and on `arms.places`; the list of what is measured and the report
 are elsewhere, so that a change of them remakes nothing.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bench.lab.presets import Arm, places
+from bench.lab.arms import Cached, places
+from bench.lab.store import digest
 from cache_core.coefficients import Calibration
 from cache_core.predictors import Hold, Linear, Newton, Weighted, bands, hermite, newton, taylor
 from cache_core.spectrum import low_pass
@@ -228,12 +231,21 @@ PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
 """The small FLUX runs in float32: a fit over all features costs memory that no GPU would spare."""
 
 
-def method_of(wanted: Arm) -> Method:
-    """The composition of an arm of `bench predictors`."""
-    params = wanted.params
-    steps = int(params.get("steps", STEPS))
-    gate = At(frozenset(anchors(str(params["placement"]), int(params["count"]), steps)))
-    places = (MODEL,) if params.get("site") == "model" else (TRUNK, MODEL)
-    stored = "absolute" if params["feature"] == "absolute" else "residual"
-    rule = Rule(places, Signal(), gate, PREDICTORS[str(params["predictor"])](), stored)  # type: ignore[arg-type]
-    return Method(wanted.family, (rule,), {**params})
+@dataclass(frozen=True, slots=True)
+class Forecast(Cached):
+    """Computed at given places, with one predictor in between."""
+
+    feature: str = field(kw_only=True)
+    placement: str = field(kw_only=True)
+    predictor: str = field(kw_only=True)
+    count: int = field(kw_only=True)
+    steps: int = field(default=STEPS, kw_only=True)
+
+    def made(self) -> Method:
+        gate = At(frozenset(anchors(self.placement, self.count, self.steps)))
+        where = (MODEL,) if self.feature == "output" else (TRUNK, MODEL)
+        stored: Literal["absolute", "residual"] = "absolute" if self.feature == "absolute" else "residual"
+        return Method(self.family, (Rule(where, Signal(), gate, PREDICTORS[self.predictor](), stored),))
+
+    def version(self) -> str:
+        return Cached.version(self) + digest([Path(__file__).read_text("utf-8")])

@@ -13,7 +13,6 @@ EVEN = 0.1
 """Differences in dB that the table's one decimal hardly shows."""
 
 
-
 def showing(rows: Sequence[Row]) -> str:
     """The paragraph on one group, from its rows alone."""
     sentences = []
