@@ -51,21 +51,21 @@ def gains(host: Any, name: str, levels: Any, cfg: float, pairs: int) -> list[flo
     return found
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(("name", "cfg"), [*((name, 3.0) for name in SAMPLERS), ("dpmpp_2m", 1.0)])
 def test_report_20_a_narrow_step_behind_a_wide_gap(host: Any, name: str, cfg: float) -> None:
-    found = gains(host, name, by_hand, cfg, 2)
+    found = gains(host, name, by_hand, cfg, 1)
     assert sum(found) / len(found) > -0.5, found
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("shift", [3.0, 10.0])
+@pytest.mark.parametrize(
+    ("name", "shift"), [*((name, 10.0) for name in SAMPLERS), ("euler", 3.0), ("dpmpp_2m", 3.0), ("dpmpp_2m", 13.0)]
+)
 def test_report_20_shifted_schedules(host: Any, name: str, shift: float) -> None:
     found = gains(host, name, lambda n: shifted(host, shift, n, "simple"), 3.0, 2)
     assert sum(found) / len(found) > -0.5, found
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "res_multistep"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
 def test_report_20_beta_schedule(host: Any, name: str) -> None:
     found = gains(host, name, lambda n: shifted(host, 1.5, n, "beta"), 3.0, 2)
     assert sum(found) / len(found) > -0.5, found

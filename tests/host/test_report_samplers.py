@@ -113,7 +113,7 @@ def brownian(latent: torch.Tensor, sigmas: torch.Tensor, seed: int) -> Any:
     return BrownianTreeNoiseSampler(latent, positive.min() * 0.5, positive.max(), seed=seed, cpu=True)
 
 
-def gain(host: Any, name: str, cfg: float = 3.0, pairs: int = 3) -> float | None:
+def gain(host: Any, name: str, cfg: float = 3.0, pairs: int = 2) -> float | None:
     """dB that Auto 2x is nearer to the full run than as many plain steps, in the mean; None where it stands down."""
     foreign = host.foreign
     model, cases = foreign.trained(host, pairs)
