@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
 
-Standard library only. Each command sets up what it needs on first use (bench/setup_host.py) and runs it in the Python
+Standard library only. Each command sets up what it needs on first use (bench/host/setup.py) and runs it in the Python
 of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.
 """
 
@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import carried, carry, server, setup_host
 from bench import run as bench_run
-from bench.provision import SetupError, cache_folder, say
-from bench.setup_host import Host
+from bench.host import carried, carry, server
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError, cache_folder, say
+from bench.host.setup import Host
 
 ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "tests"
@@ -29,16 +30,21 @@ HOST_TESTS = TESTS / "host"
 CONFIGURATION = str(ROOT / "pyproject.toml")
 COMMAND_LINE = (
     "dev.py",
-    "bench/carried.py",
-    "bench/carry.py",
-    "bench/carry_probe.py",
-    "bench/provision.py",
+    "bench/host/carried.py",
+    "bench/host/carry.py",
+    "bench/host/carry_probe.py",
+    "bench/host/provision.py",
+    "bench/host/server.py",
+    "bench/host/setup.py",
+    "bench/host/stand_in.py",
     "bench/run.py",
-    "bench/server.py",
-    "bench/setup_host.py",
-    "bench/stand_in.py",
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
+VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
+DRAWN = ("quality",)
+"""Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -82,12 +88,14 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("demo", demo, "make pictures with and without the cache, and compare; bench/demo.py has more options")
+    command = add("demo", demo, "make pictures with and without the cache, and compare (bench/demo: more options)")
     command.add_argument("--json", metavar="FILE", help="write every figure here")
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
-    add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command = add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
+    command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
+    add("train", train, "make the small models from nothing, going on where it was stopped", add_help=False)
     add("bench", bench, "measure quality and speed; bench --help lists what", add_help=False)
     add_carry(add("carry", pack, "pack what bench needs on a machine without a network into one file"))
     return top
@@ -107,17 +115,23 @@ def add_carry(command: argparse.ArgumentParser) -> None:
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
-    """Runs bench/demo.py in the host's Python."""
+    """Runs bench/demo/command.py in the host's Python."""
     ours = [f"--{name}={getattr(options, name)}" for name in ("json", "out") if getattr(options, name)]
-    return run_script(setup_host.prepare(), ROOT / "bench" / "demo.py", [*ours, *rest])
+    return run_script(setup_host.prepare(), ROOT / "bench" / "demo" / "command.py", [*ours, *rest])
 
 
 def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     """Runs bench/run.py in the host's Python. What there is to measure is told without a set-up of minutes."""
     if rest in ([], ["-h"], ["--help"]):
-        print(f"{bench_run.__doc__}\npython dev.py bench COMMAND --help says more.")
+        print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    return run_script(carried.host() or setup_host.prepare(), ROOT / "bench" / "run.py", rest)
+    host = carried.host() or setup_host.prepare(tools=rest[0] in DRAWN)
+    return run_script(host, ROOT / "bench" / "run.py", rest)
+
+
+def train(_options: argparse.Namespace, rest: list[str]) -> int:
+    """Runs bench/train/command.py in the host's Python."""
+    return run_script(setup_host.prepare(), ROOT / "bench" / "train" / "command.py", rest)
 
 
 def pack(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -144,10 +158,12 @@ def serve(options: argparse.Namespace, _rest: list[str]) -> int:
         return running.wait()
 
 
-def test(_options: argparse.Namespace, rest: list[str]) -> int:
+def test(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs every check and returns the first failure's code. With arguments: pytest only."""
     host = setup_host.prepare(tools=True)
-    codes = [] if rest else [run_ruff(host), run_mypy(host)]
+    if options.frontend:
+        os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
+    codes = [] if rest else [run_ruff(host), run_mypy(host), run_validation(host)]
     codes.append(run_pytest(host, rest))
     return next((code for code in codes if code), 0)
 
@@ -174,6 +190,21 @@ def run_mypy(host: Host) -> int:
     return pack or own
 
 
+def run_validation(host: Host) -> int:
+    """What the registry asks of a pack, by its own tool, which needs no network for it; a warning fails."""
+    say("comfy node validate")
+    with tempfile.TemporaryDirectory() as home:  # it keeps settings and an identity in the user's folder
+        ours = {"HOME": home, "USERPROFILE": home, "XDG_CONFIG_HOME": home, "DO_NOT_TRACK": "1"}
+        command = host.module("comfy_cli", "--skip-prompt", "node", "validate")
+        environment = {**host.environment(), **ours, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode == 0 and VALID in said:
+        return 0
+    say(said)
+    return done.returncode or 1
+
+
 def run_pytest(host: Host, arguments: list[str]) -> int:
     """Runs pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
     options, paths = split_arguments(arguments)
@@ -183,7 +214,7 @@ def run_pytest(host: Host, arguments: list[str]) -> int:
     if core:
         processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
     if hosted:
-        processes.append([*common, *hosted])
+        processes.append([*(() if arguments else WORKERS), *common, *hosted])
     return run_in_turn([host.module("pytest", *process) for process in processes], host)
 
 

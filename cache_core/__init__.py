@@ -1,4 +1,4 @@
-"""The caching engine of SpectralCache: pure torch, no ComfyUI. Start reading at `types`, then `session`."""
+"""The caching engine of SpectralCache: pure torch, no ComfyUI. Start reading at `types`, then `session` and `track`."""
 
 from .methods import methods
 from .models import architecture_of

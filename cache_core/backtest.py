@@ -1,8 +1,8 @@
 """A forecast that tests itself: the last slope, each radial band damped by how well the slope before it did.
 
-With lambda the logarithm of noise over signal (`Step.time`, minus half the log-SNR; against it the derivative of a flow
-model is closest to a straight line), what linear extrapolation would have said of computed evaluation k is known to be
-right or wrong:
+With lambda the logarithm of noise over signal (`Step.log_noise`, minus half the log-SNR; against it the derivative of a
+flow model is closest to a straight line), what linear extrapolation would have said of computed evaluation k is known
+to be right or wrong:
 
     Y = F_k - F_(k-1)      what came
     P = (F_(k-1) - F_(k-2)) · (lambda_k - lambda_(k-1)) / (lambda_(k-1) - lambda_(k-2))      what was said
@@ -23,14 +23,12 @@ import torch
 from torch import Tensor
 
 from .spectrum import Rings
-from .types import Feature, Figures, Grid, Past, Predictor, Step
+from .types import MISFIT, Feature, Figures, Grid, Past, Predictor, Step
 
 EDGES: dict[int, tuple[float, ...]] = {1: (), 2: (0.25,), 3: (0.15, 0.4), 4: (0.1, 0.25, 0.5)}
 """Upper edges of all bands but the last, of the largest radius, by number of bands."""
 FIRST_GAIN, MOST_GAIN = 0.5, 1.2
 SLOPE, GAINS = "slope", "gains"
-MISFIT = "misfit"
-"""Figure: the part of the newest change that the back-test could not explain, relative to the feature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,14 @@ class BackTested(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return self.bands > 1
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         newest = history[-1]
         if len(history) < 2 or SLOPE not in newest.learned:
             return newest.value
         before = history[-2]
-        ahead = (now.time - newest.time) / (newest.time - before.time)
+        ahead = (now.log_noise - newest.at.log_noise) / (newest.at.log_noise - before.at.log_noise)
         slope = newest.learned[SLOPE]
         return torch.add(newest.value.float(), slope, alpha=ahead).to(newest.value.dtype)
 
@@ -79,7 +79,7 @@ class BackTested(Predictor):
 def _said(history: tuple[Feature, ...], new: Feature) -> Tensor:
     """P: the change that the last slope announced."""
     older, before = history[-2:]
-    ratio = (new.time - before.time) / (before.time - older.time)
+    ratio = (new.at.log_noise - before.at.log_noise) / (before.at.log_noise - older.at.log_noise)
     return (before.value.float() - older.value.float()) * ratio
 
 
@@ -89,8 +89,3 @@ def _test(rings: Rings, came: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
     fit = torch.where(power > 0, rings.dots(came, said) / power, torch.zeros_like(power))
     gains = fit.clamp(0.0, MOST_GAIN)
     return gains, (came - rings.scaled(said, gains)).square().sum()
-
-
-def backtested(bands: int = 3) -> Predictor:
-    """The last slope, damped band by band by what its back-test shows."""
-    return BackTested(bands)

@@ -25,7 +25,7 @@ class Repay(Correction):
     as its predictor and no evaluation more.
     """
 
-    points: int
+    points: int = 3
 
     def repair(
         self,
@@ -42,13 +42,9 @@ class Repay(Correction):
         shares = [0.0] * len(used)
         for step in gap:
             share = step.width / now.width
-            shares = [s + share * w for s, w in zip(shares, lagrange([f.time for f in used], step.time), strict=True)]
+            weights = lagrange([f.at.log_noise for f in used], step.log_noise)
+            shares = [s + share * w for s, w in zip(shares, weights, strict=True)]
             total.sub_(forecast(step), alpha=share)
         for share, entry in zip(shares, used, strict=True):
             total.add_(entry.value, alpha=share)
         return total
-
-
-def repay(points: int = 3) -> Correction:
-    """Pay back the drift of skipped steps, interpolating through this many computed features (2 or 3)."""
-    return Repay(points)

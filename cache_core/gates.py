@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from .backtest import MISFIT
 from .coefficients import Calibration, rescale
 from .placement import following
-from .trace import BUDGET, ESTIMATE
-from .types import Figures, Gate, Step, Verdict
+from .types import BUDGET, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
 
 NEGATIVE_NOTE = "the fitted polynomial was negative for some changes; these counted as 0"
 
@@ -47,13 +46,15 @@ class Never(Gate):
 
 @dataclass(frozen=True, slots=True)
 class Within(Gate):
-    """Skip only while start <= step / T <= end. It only ever forbids."""
+    """Skip only while start <= step / T <= end, behind the first `computed` steps of that window. It only forbids."""
 
     start_percent: float
     end_percent: float
+    computed: int = 0
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        return Verdict(self.start_percent <= step.progress <= self.end_percent, "outside the window")
+        inside = self.start_percent <= (step.index - self.computed) / step.total
+        return Verdict(inside and step.progress <= self.end_percent, "outside the window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Every(Gate):
     """
 
     interval: int
-    anchor: int
+    anchor: int = 0
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         return Verdict((step.index - self.anchor) % self.interval != 0, "interval")
@@ -99,7 +100,7 @@ class AtMost(Gate):
         limits = {"consecutive": float(self.limit)}
         return Verdict(reading["consecutive"] < self.limit, "consecutive limit", limits)
 
-    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
         count = advanced["consecutive"]
         return {"consecutive": count + 1 if skipped else torch.zeros_like(count)}
 
@@ -133,7 +134,7 @@ class Accumulate(Gate):
             NEGATIVE_NOTE if negative else "",
         )
 
-    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
         distance = advanced["distance"]
         return {"distance": distance if skipped else torch.zeros_like(distance)}
 
@@ -150,6 +151,44 @@ class Below(Gate):
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         limit = self.threshold(step) * calibration.unit * self.factor
         return Verdict(reading[self.figure] <= limit, self.reason, {self.figure: limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Under(Gate):
+    """Skip while the figure itself is below a limit, in its own unit; nothing is accumulated (First-Block Cache)."""
+
+    limit: float
+    figure: str = "d"
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if self.figure not in reading:
+            return Verdict(False, "no estimate yet")
+        return Verdict(reading[self.figure] < self.limit, "threshold", {self.figure: self.limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Gate):
+    """Skip while the figure, summed since the last computed evaluation, is below a limit in its own unit. The sum grows
+    from an evaluation on in which there is a figure; a NaN computes.
+    """
+
+    limit: float
+    figure: str = "d"
+
+    def start(self) -> dict[str, float]:
+        return {"sum": 0.0}
+
+    def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
+        known = figures.get(self.figure)
+        return dict(ledger) if known is None else {"sum": ledger["sum"] + known.to(ledger["sum"])}
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if self.figure not in reading:
+            return Verdict(False, "no estimate yet")
+        return Verdict(reading["sum"] < self.limit, "threshold", {"sum": self.limit})
+
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        return {"sum": advanced["sum"] if skipped else torch.zeros_like(advanced["sum"])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +237,16 @@ class Budget(Gate):
         """Steps to compute of `total`, those kept at both ends included."""
         return min(total, max(self.count(total), self.keep_first + self.keep_last))
 
-    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
-        ledger = dict(advanced)
-        misfit = ledger.pop(MISFIT, None)
-        anchor = int(ledger["anchor"])
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        ledger, misfit = {name: advanced[name] for name in self.start()}, advanced.get(MISFIT)
+        anchor = int(reading["anchor"])
         if skipped or step.index <= anchor:
             return ledger
-        if misfit is not None and 0 < float(misfit) < math.inf:
+        if misfit is not None and 0 < reading[MISFIT] < math.inf:
             ledger["usual"] = (ledger["usual"] * ledger["tests"] + misfit.log()) / (ledger["tests"] + 1)
             ledger["tests"] = ledger["tests"] + 1
         spent = ledger["spent"] + 1 if anchor >= 0 else torch.full_like(ledger["spent"], step.index + 1)
-        place, time = (torch.full_like(spent, value) for value in (step.index, step.time))
+        place, time = (torch.full_like(spent, value) for value in (step.index, step.log_noise))
         return {**ledger, "spent": spent, "anchor": place, "time_1": time, "time_2": ledger["time_1"]}
 
 
@@ -218,7 +256,7 @@ def _estimate(reading: Mapping[str, float], step: Step) -> float | None:
     """
     if MISFIT not in reading or reading["time_2"] <= reading["time_1"]:
         return None
-    ahead = (reading["time_1"] - step.time) / (reading["time_2"] - reading["time_1"])
+    ahead = (reading["time_1"] - step.log_noise) / (reading["time_2"] - reading["time_1"])
     return reading[MISFIT] * max(ahead, 0.0)
 
 
@@ -240,66 +278,59 @@ EAGERNESS, LEAST_STRIDE, MOST_STRIDE = 0.25, 0.8, 1.25
 
 @dataclass(frozen=True, slots=True)
 class AllOf(Gate):
-    """Skip only if every gate agrees. The reason to compute is the first refusing gate's, in the order given."""
+    """Skip only if every gate agrees. The reason to compute is the first refusing gate's, in the order given.
+
+    Each gate sees the figures and its own ledger, nothing of the others'. What the gates say they compared is put
+    together; one that does not say shows its ledger, and the figures are shown if none says.
+    """
 
     gates: tuple[Gate, ...]
+
+    def __post_init__(self) -> None:
+        names = [name for gate in self.gates for name in gate.start()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CacheError(f"two gates of one composition keep {' and '.join(twice)}; join them in one gate")
 
     def start(self) -> dict[str, float]:
         return {name: value for gate in self.gates for name, value in gate.start().items()}
 
     def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
-        return {n: v for gate in self.gates for n, v in gate.advance(figures, ledger, calibration).items()}
+        parts = [gate.advance(figures, self._own(gate, ledger), calibration) for gate in self.gates]
+        return {name: value for part in parts for name, value in part.items()}
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        verdicts = [gate.decide(reading, step, calibration) for gate in self.gates]
+        verdicts = [gate.decide(self._seen(gate, reading), step, calibration) for gate in self.gates]
         refusal = next((verdict.reason for verdict in verdicts if not verdict.skip), "")
         limits = {name: value for verdict in verdicts for name, value in verdict.limits.items()}
         note = next((verdict.note for verdict in verdicts if verdict.note), "")
         agreed = "below every limit" if limits else "between computed steps"
-        return Verdict(not refusal, refusal or agreed, limits, note)
+        only = [verdict.only for verdict in verdicts if verdict.only is not None]
+        layers = frozenset.intersection(*only) if only else None
+        return Verdict(not refusal, refusal or agreed, limits, note, self._scores(verdicts, reading), layers)
 
-    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
-        return {name: value for gate in self.gates for name, value in gate.settle(advanced, skipped, step).items()}
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        parts = [
+            gate.settle(self._seen(gate, advanced), self._seen(gate, reading), skipped, step) for gate in self.gates
+        ]
+        return {name: value for part in parts for name, value in part.items()}
 
+    def _own(self, gate: Gate, ledger: Figures) -> Figures:
+        return {name: ledger[name] for name in gate.start() if name in ledger}
 
-def never() -> Gate:
-    """A gate that never skips."""
-    return Never()
+    def _seen(self, gate: Gate, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures, and this gate's ledger."""
+        others = self.start().keys() - gate.start().keys()
+        return {name: value for name, value in values.items() if name not in others}
 
-
-def within(start_percent: float, end_percent: float) -> Gate:
-    """Allow skipping only in a window of the run's progress, 0 to 1."""
-    return Within(start_percent, end_percent)
-
-
-def between(warmup: int, last: int) -> Gate:
-    """Allow skipping only behind a warm-up and before the last steps."""
-    return Between(warmup, last)
-
-
-def every(interval: int, anchor: int = 0) -> Gate:
-    """Compute one step in `interval`."""
-    return Every(interval, anchor)
-
-
-def at_most(limit: int) -> Gate:
-    """At most `limit` skips in a row (CEB)."""
-    return AtMost(limit)
-
-
-def accumulate(threshold: Bell) -> Gate:
-    """TeaCache's accumulated distance below a threshold."""
-    return Accumulate(threshold)
-
-
-def below(figure: str, threshold: Bell, factor: float, reason: str) -> Gate:
-    """A single figure at most threshold · factor (one FDC band)."""
-    return Below(figure, threshold, factor, reason)
-
-
-def budget(count: Callable[[int], int], tolerance: float = 0.0, keep_first: int = 1, keep_last: int = 1) -> Gate:
-    """A number of computed steps that is kept: `count` of the run's steps."""
-    return Budget(count, tolerance, keep_first, keep_last)
+    def _scores(self, verdicts: list[Verdict], reading: Mapping[str, float]) -> dict[str, float] | None:
+        if all(verdict.scores is None for verdict in verdicts):
+            return None
+        scores: dict[str, float] = {}
+        for gate, verdict in zip(self.gates, verdicts, strict=True):
+            own = {name: reading[name] for name in gate.start() if name in reading}
+            scores |= own if verdict.scores is None else verdict.scores
+        return scores
 
 
 def all_of(*gates: Gate) -> Gate:

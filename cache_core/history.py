@@ -1,13 +1,10 @@
-"""The last K computed features of one lane, with their coordinates."""
+"""The last K computed features of one lane and unit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .types import Feature
-
-SIGMA_TOLERANCE = 1e-4
-"""Two noise levels closer than this (relative) are the same: sigmas pass through the samplers in float32."""
+from .types import SIGMA_TOLERANCE, Feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +18,13 @@ class History:
         """The entries that one at this sigma would follow. The newest goes if it lies there too (heun computes a sigma
         twice).
         """
-        same = self.entries and sigma >= self.entries[-1].sigma * (1 - SIGMA_TOLERANCE)
+        same = self.entries and sigma >= self.entries[-1].at.sigma * (1 - SIGMA_TOLERANCE)
         return self.entries[:-1] if same else self.entries
 
     def push(self, feature: Feature) -> History:
         """Add a computed feature; only the newest keeps what was learned with it."""
-        earlier = tuple(replace(entry, learned={}) if entry.learned else entry for entry in self.before(feature.sigma))
+        before = self.before(feature.at.sigma)
+        earlier = tuple(replace(entry, learned={}) if entry.learned else entry for entry in before)
         return replace(self, entries=(*earlier, feature)[-self.depth :])
 
     def __len__(self) -> int:

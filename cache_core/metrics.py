@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-_WINDOW = 11
+WINDOW = 11
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 
@@ -34,8 +34,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 1.0) -> float:
     Latents are b c h w: pass `latent.movedim(1, -1)` and their range as the peak.
     """
     a, b = _pair("ssim", a, b, peak)
-    if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < _WINDOW:
-        raise ValueError(f"ssim: needs b h w c or h w c with h and w of at least {_WINDOW}, got {tuple(a.shape)}")
+    if a.ndim not in (3, 4) or min(a.shape[-3:-1]) < WINDOW:
+        raise ValueError(f"ssim: needs b h w c or h w c with h and w of at least {WINDOW}, got {tuple(a.shape)}")
     pictures = zip(*(x.reshape(-1, *x.shape[-3:]) for x in (a, b)), strict=True)
     values = [_ssim(x, y, peak) for x, y in pictures]  # one at a time: a video would need gigabytes
     return math.fsum(values) / len(values)
@@ -55,7 +55,7 @@ def _ssim(a: torch.Tensor, b: torch.Tensor, peak: float) -> float:
 
 def _blur(picture: torch.Tensor) -> torch.Tensor:
     """Gaussian window where it fits: h w c -> c 1 h-10 w-10."""
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-0.5 * (offsets / _SIGMA).square())
     window /= window.sum()
     planes = picture.movedim(-1, 0)[:, None]

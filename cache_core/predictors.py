@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from .spectrum import Transform, low_pass
-from .types import CacheError, Feature, Grid, Predictor, Step
+from .types import CacheError, Feature, Figures, Grid, Predictor, Step
 
 MOST_ORDER = 2
 """Three features of history serve order 2; more memory than that is not worth it."""
 
-Coordinate = Literal["step", "sigma"]
+Coordinate = Literal["step", "sigma", "log_noise"]
 
 
 class Weighted(Predictor):
@@ -30,7 +30,9 @@ class Weighted(Predictor):
         """One weight for each entry, oldest first; they add up to 1."""
         raise NotImplementedError
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         return combine(history, self.weights(history, now))
 
 
@@ -83,8 +85,8 @@ class Linear(Weighted):
         newest = history[-2:]
         if len(newest) == 1:
             return Hold().weights(history, now)
-        before, last = (_at(entry, self.coordinate) for entry in newest)
-        slope = self.damping * (_at_step(now, self.coordinate) - last) / (last - before)
+        before, last = (_at(entry.at, self.coordinate) for entry in newest)
+        slope = self.damping * (_at(now, self.coordinate) - last) / (last - before)
         return [*(0.0 for _ in history[2:]), -slope, 1.0 + slope]
 
 
@@ -104,8 +106,8 @@ class Newton(Weighted):
 
     def weights(self, history: Sequence[Feature], now: Step) -> list[float]:
         used = history[-self.depth :]
-        points = [_at(entry, self.coordinate) for entry in used]
-        at = _at_step(now, self.coordinate)
+        points = [_at(entry.at, self.coordinate) for entry in used]
+        at = _at(now, self.coordinate)
         return [*(0.0 for _ in history[len(used) :]), *lagrange(points, at)]
 
 
@@ -135,7 +137,7 @@ class Differences(Weighted):
     def weights(self, history: Sequence[Feature], now: Step) -> list[float]:
         used = list(history[-self.depth :])
         differences = self._differences(used)
-        factors = self._factors(now.position - used[-1].step)
+        factors = self._factors(now.position - used[-1].at.position)
         weights = [0.0] * len(used)
         for factor, difference in zip(factors, differences, strict=False):
             weights = [w + factor * d for w, d in zip(weights, difference, strict=True)]
@@ -149,7 +151,7 @@ class Differences(Weighted):
 
     def _differences(self, used: list[Feature]) -> list[list[float]]:
         """The differences of order 0, 1, 2 at the newest anchor as weights of the entries, as many as there are."""
-        steps = [entry.step for entry in used]
+        steps = [entry.at.position for entry in used]
         count = len(used)
         first = [_unit(count, -1)]
         if count < 2:
@@ -184,7 +186,9 @@ class Bands(Predictor):
     def needs_grid(self) -> bool:  # type: ignore[override]
         return True
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         low, high = self.low.weights(history, now), self.high.weights(history, now)
         if grid is None or low == high:
             return combine(history, high)
@@ -209,28 +213,14 @@ def _slope(count: int, index: int, steps: Sequence[float]) -> list[float]:
     return [(n - o) / spacing for n, o in zip(newer, older, strict=True)]
 
 
-def _at(entry: Feature, coordinate: Coordinate) -> float:
-    return entry.sigma if coordinate == "sigma" else entry.step
-
-
-def _at_step(now: Step, coordinate: Coordinate) -> float:
-    return now.sigma if coordinate == "sigma" else now.position
+def _at(step: Step, coordinate: Coordinate) -> float:
+    return step.position if coordinate == "step" else step.sigma if coordinate == "sigma" else step.log_noise
 
 
 def _checked(order: int) -> int:
     if not 0 <= order <= MOST_ORDER:
         raise CacheError(f"order {order} needs {order + 1} features of history; use 0 (hold), 1 or 2")
     return order
-
-
-def hold() -> Weighted:
-    """Reuse the newest computed feature."""
-    return Hold()
-
-
-def linear(damping: float = 1.0, coordinate: Coordinate = "sigma") -> Weighted:
-    """Continue the last slope, damped."""
-    return Linear(damping, coordinate)
 
 
 def newton(order: int, coordinate: Coordinate = "sigma") -> Weighted:

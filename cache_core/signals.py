@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .types import CacheError, Figures, Past, Probe, Signal
+from .types import CacheError, Figures, Past, Probe, Signal, Step
 
 
 def _band_sums(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -67,6 +67,119 @@ class ModulatedL1(Signal):
         return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
 
 
-def modulated_l1(split: float = 0.5) -> ModulatedL1:
-    """TeaCache's signal with SpectralCache's two channel bands; see `ModulatedL1`."""
-    return ModulatedL1(split)
+def _change(now: Tensor, before: Tensor) -> Tensor:
+    """Relative L1 change, a 0-dim float32 scalar."""
+    return _ratio((now.float() - before.float()).abs().mean(), before.float().abs().mean())
+
+
+@dataclass(frozen=True, slots=True)
+class HeadL1(Signal):
+    """What the head layers have added to the target's tokens, against the last computed evaluation (First-Block Cache,
+    DBCache). Figure: "d".
+    """
+
+    needs = frozenset({"head"})
+    reference = "computed"
+
+    def look(self, probe: Probe) -> Past:
+        return {"head": _head(probe)}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        return {"d": _change(now["head"], before["head"])}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeL1(Signal):
+    """The same against the previous evaluation, computed or not (DiCache 2508.17356), and how far the head has
+    come: |h - h_b| / |h_a - h_b| with a the newest and b the last but one computed evaluation. Figures: "d", "gamma".
+    """
+
+    needs = frozenset({"head"})
+
+    def look(self, probe: Probe) -> Past:
+        return {"head": _head(probe)}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        figures = {"d": _change(now["head"], before["head"])}
+        if "earlier" in before:
+            base = before["earlier"].float()
+            figures["gamma"] = _ratio(
+                (now["head"].float() - base).abs().mean(), (before["anchor"].float() - base).abs().mean()
+            )
+        return figures
+
+    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+        earlier = {"earlier": past["anchor"]} if "anchor" in past else {}
+        return {**past, **earlier, "anchor": past["head"]}
+
+
+def _head(probe: Probe) -> Tensor:
+    if probe.head is None:
+        raise CacheError("this signal looks at what the head layers add; use it at a place with a head")
+    return probe.head
+
+
+@dataclass(frozen=True, slots=True)
+class MiddleRate(Signal):
+    """How much the stream in the middle of the trunk changes per step, between the last two computed evaluations
+    (AdaCache 2411.02397, eq. 4): |p_a - p_b|_1 / |p_a|_1 / steps. Known before the next evaluation begins. Figure:
+    "rate".
+    """
+
+    tap = 0.5
+
+    def score(self, now: Past, before: Past) -> Figures:
+        return {"rate": before["rate"]} if "rate" in before else {}
+
+    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+        if tap is None:
+            return past
+        at = torch.full((), float(step.index), device=tap.device)
+        kept = {**past, "middle": tap, "at": at}
+        if "middle" in past:
+            steps = (at - past["at"]).clamp(min=1)
+            kept["rate"] = (tap.float() - past["middle"].float()).abs().mean() / tap.float().abs().mean() / steps
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class InputChange(Signal):
+    """How much the output should have changed: EasyCache (2507.02860). For rules whose feature is an output minus the
+    input x, at places that skip whole calls.
+
+    k = mean|dOut| / mean|dx| over the last two computed evaluations; d = k · mean|x - x'| / mean|Out|, where x' is the
+    previous input or, `anchored`, that of the last computed evaluation. Changes are taken over every `stride`th latent
+    pixel. Figure: "d", once two evaluations were computed.
+    """
+
+    anchored: bool = False
+    stride: int = 8
+    needs = frozenset({"modulated"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.modulated is None:
+            raise CacheError("InputChange needs the model's input; use it at a place that skips whole calls")
+        return {"input": probe.modulated}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        if "rate" not in before:
+            return {}
+        since = before["anchor"] if self.anchored else before["input"]
+        return {"d": before["rate"] * self._moved(now["input"], since) / before["size"]}
+
+    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+        x = past["input"]
+        out = feature.unflatten(1, x.shape[1:-1]) + x
+        kept = {**past, "anchor": x, "output": self._sparse(out), "size": out.float().abs().mean()}
+        if "output" in past:
+            kept["rate"] = (kept["output"].float() - past["output"].float()).abs().mean() / self._moved(
+                x, past["anchor"]
+            )
+        return kept
+
+    def _moved(self, now: Tensor, before: Tensor) -> Tensor:
+        return (self._sparse(now).float() - self._sparse(before).float()).abs().mean()
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        """Every `stride`th pixel of the last two dimensions before the channels; a latent without a grid as it is."""
+        return x[..., :: self.stride, :: self.stride, :] if x.ndim > 3 else x

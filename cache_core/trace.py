@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import torch
 
+from .types import BUDGET, ESTIMATE
+
 VERSION = 1
 COMPUTED, SKIPPED, PARTIAL = "computed", "skipped", "partial"
 State = Literal["done", "interrupted", "error", "stood down"]
 Trace = dict[str, Any]
-"""A finished run as JSON, version 1 (the keys are a contract: DESIGN section 4)."""
+"""A finished run as JSON, version 1 (the keys are a contract with everybody who reads traces)."""
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class Recorder:
     notes: list[str] = field(default_factory=list)
     cache_bytes: int = 0
     stood_down: bool = False
+    counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def note(self, text: str) -> bool:
         """Add a sentence once; returns whether it was new."""
@@ -101,6 +104,7 @@ class Recorder:
         for record, watch in zip(self.records, self.watches, strict=True):
             record.seconds = watch.seconds()
         count = Counter(record.action for record in self.records)
+        reasons = Counter(record.reason for record in self.records if not record.skip)
         return {
             "version": VERSION,
             "method": self.method,
@@ -117,6 +121,7 @@ class Recorder:
             "speedup": speedup(self.records),
             "cache_bytes": self.cache_bytes,
             "notes": list(self.notes),
+            "counted": {name: sum(reasons[r] for r in alone) for name, alone in self.counted.items()},
         }
 
 
@@ -132,12 +137,6 @@ def speedup(records: Collection[Record]) -> dict[str, float | None]:
     total = sum(seconds for _, seconds in timed)
     wall = len(timed) * statistics.median(computed) / total if computed and total > 0 else None
     return {"evaluations": len(records) / work if work else None, "wall": wall}
-
-
-BUDGET = "budget"
-"""Limit of every evaluation where a method has one: the steps of the run that it means to compute."""
-ESTIMATE = "estimate"
-"""Score of a skipped evaluation: the method's own estimate of the relative error of what stood in."""
 
 
 def estimated_error(evaluations: Iterable[Mapping[str, Any]]) -> float | None:
@@ -189,9 +188,7 @@ def report(trace: Trace) -> str:
     reasons = Counter(e["reason"] for e in evaluations if e["action"] != SKIPPED)
     if reasons:
         lines.append("Computed because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))
-    if any("low" in e["limits"] for e in evaluations):
-        alone = sum(count for reason, count in reasons.items() if reason.startswith("FDC"))
-        lines.append(f"FDC decided alone: {alone}")
+    lines += [f"{name} decided alone: {count}" for name, count in trace.get("counted", {}).items()]
     if evaluations:
         steps = {e["step"] for e in evaluations if e["action"] != SKIPPED}
         asked = next((e["limits"][BUDGET] for e in evaluations if BUDGET in e["limits"]), None)

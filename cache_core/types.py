@@ -1,43 +1,19 @@
 """The vocabulary of a caching method: immutable parts, and what passes between them.
 
-A method is a composition. For each *site* (a place where computation can be skipped) one `Rule` says what is looked at
-(signal), whether to skip (gate) and what stands in (predictor); a correction may repair the result. The engine
-(`session.Session`) runs any such composition, so every trap of the host is solved once.
+A method is a composition. Each `Rule` names the places where it can skip, in order of preference, and says what is
+looked at (signal), whether to skip (gate), what stands in (predictor) and how a computed feature is repaired
+(correction); an `Output` part may act on what every evaluation ends with. The engine (`session`) runs any such
+composition, several rules in one run, so every trap of the host is solved once. tests/core/test_walk.py composes the
+systems of the papers from these parts and runs them on toys.
 
-The algebra was walked through these systems on paper before the first line of the engine:
-
-SpectralCache (2603.05315)  site trunk · modulated-input L1 in two channel bands · all_of(at most C_max, accumulated
-    polynomial below tau·s(t), each band below tau·s(t)·gamma) · hold · residual.
-FreqCa (2510.08669)         site trunk · no signal · every N steps after a warm-up (a gate that reads only `Step`) ·
-    bands(low=hold, high=hermite over `Feature.step`) · residual; K = 3 features of history.
-FEB-Cache (2503.07120)      two rules, sites attention and mlp · no signal · mask per step, one per site: the four
-    states of its table are the four combinations · hold · absolute; plus a correction (exposure bias b(t)) on all
-    evaluations.
-MagCache (2506.09045)       site trunk · no signal: its curve over sigma is known before the run, so its accumulated
-    error, K and retention resolve to a mask when the run starts · hold, or hold times the curve's product · residual.
-FasterCache (2410.19355)    two rules: site attention, every 2nd step, linear(damping w(t)), K = 2; site branch (the
-    unconditional output derived from the conditional one), every 5th step, bands(low gain, high gain) over stored
-    deltas.
-DeepCache (2312.00858)      site unet(branch): the feature entering the last up layer · no signal · every N or a
-    quadratic mask · hold · absolute.
-First-Block Cache           the sixth, walked afterwards: site trunk with the decision behind the first block; signal:
-    that block's residual against the last *computed* one (`Signal.reference = "computed"`) · below · hold · residual.
-
-SpectralCache Auto          the seventh: site trunk or model · no signal, but what the forecast learned about itself
-    (`Predictor.learn`) · a budget of computed steps, placed by a density · back-tested slope · a correction on computed
-    evaluations, which repays what the skipped ones before them got wrong.
-
-What the walk taught: a gate has three moments. `advance` is arithmetic on figures that are still on the device, so that
-accumulators live there; `decide` compares what the one device-to-host read brought back; `settle` writes back what
-the decision means for the accumulators. Fixed schedules use only `decide`, and only its `Step`. A predictor may learn
-at a computed evaluation; what it learns stays beside the feature and its figures reach the gate with the next read. A
-span of blocks that always run (First-Block Cache) becomes a field of `Method` together with the first method that uses
-it.
+A gate has three moments. `advance` is arithmetic on figures that are still on the device, so that accumulators live
+there; `decide` compares what the one device-to-host read brought back; `settle` writes back what the decision means
+for the accumulators. Fixed schedules use only `decide`, and only its `Step`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,15 +27,77 @@ Figures = dict[str, Tensor]
 Past = dict[str, Tensor]
 """What a signal keeps of an evaluation to compare the next one with."""
 
-TRUNK = "trunk"
-"""Site: all transformer blocks, between the input embeddings and the final layer."""
 
-MODEL = "model"
-"""Site: the whole model call, for models that no architecture file describes. It runs the trunk's rule."""
+MISFIT, ESTIMATE, BUDGET = "misfit", "estimate", "budget"
+"""Names that parts and reports share. Figure: the part of the newest change that a back-test could not explain, against
+the feature. Score of a skipped evaluation: the method's own estimate of the relative error of what stood in. Limit
+of every evaluation where a method has one: the steps of the run that it means to compute.
+"""
 
 
 class CacheError(ValueError):
     """The pack's one exception: a bad parameter or an impossible request, with the way out in its message."""
+
+
+# where ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rule can skip. `kind` is the name of a site.
+
+    head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
+    """
+
+    kind: str
+    head: int = 0
+    tail: int = 0
+    only: tuple[int, ...] | None = None
+
+
+GUIDED = Place("guided")
+"""The guided result of an evaluation, whatever calls it takes to make it."""
+MODEL = Place("model")
+"""The whole model call."""
+TRUNK = Place("trunk")
+"""All transformer blocks, between the input embeddings and the final layer."""
+
+Unit = Hashable
+"""What a site stores apart: `WHOLE` where it has but one, else a layer, or one stream of it."""
+WHOLE: Unit = "whole"
+
+
+# when -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them."""
+
+    sigmas: tuple[float, ...]
+    log_noise: Callable[[float], float]
+
+    @property
+    def total(self) -> int:
+        """T, the number of steps."""
+        return len(self.sigmas) - 1
+
+    def index(self, sigma: float) -> int:
+        """The largest i <= T - 1 with sigmas[i] >= sigma·(1 - 1e-4), else 0."""
+        floor = sigma * (1 - SIGMA_TOLERANCE)
+        return max((i for i in range(self.total) if self.sigmas[i] >= floor), default=0)
+
+    def at(self, sigma: float, stage: int = 0) -> Step:
+        """The step of an evaluation at this noise level."""
+        index = self.index(sigma)
+        above, below = self.sigmas[index : index + 2]
+        offset = min(max((above - sigma) / (above - below), 0.0), 1.0) if above > below else 0.0
+        return Step(index, self.total, sigma, stage, offset, above - below, self.log_noise(sigma), self)
+
+
+SIGMA_TOLERANCE = 1e-4
+"""Two noise levels closer than this (relative) are the same: sigmas pass through the samplers in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +107,8 @@ class Step:
     `index` is the position in the run's sigmas (found by sigma, never counted), `total` is T = len(sigmas) - 1, `stage`
     counts earlier evaluations at the same index (0 but for multi-call samplers), `sigma` is the noise level, `offset`
     the share of the way to the next step in sigma (0 but for evaluations off the schedule), `width` what this step
-    takes off sigma, `time` the logarithm of noise over signal there (minus half the log-SNR), which falls with sigma.
+    takes off sigma, `log_noise` the logarithm of noise over signal there (minus half the log-SNR), which falls with
+    sigma; from `schedule` masks and curves over the whole run resolve.
     """
 
     index: int
@@ -78,7 +117,8 @@ class Step:
     stage: int = 0
     offset: float = 0.0
     width: float = 0.0
-    time: float = 0.0
+    log_noise: float = 0.0
+    schedule: Schedule | None = field(default=None, compare=False, repr=False)
 
     @property
     def progress(self) -> float:
@@ -91,17 +131,22 @@ class Step:
         return self.index + self.offset
 
 
+# what -----------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a signal may look at: the rows of one lane. Fields that no rule needs stay None.
+    """What a signal may look at: the rows of one lane. A site fills what `Signal.needs` names, the rest is None.
 
-    modulated: b n d, the first block's input after its adaLN (image tokens, references behind the target); at the site
-    model the model's scaled input, channels last (b ... c).
+    modulated: b n d, the first block's input after its adaLN (image tokens, references behind the target); where whole
+    calls are skipped the model's scaled input, channels last (b ... c).
+    head: b n d, what the head layers of the rule's place have added to the target's tokens.
     targets: how many of its n tokens belong to the picture that is being made; None for all.
     """
 
     modulated: Tensor | None = None
     targets: int | None = None
+    head: Tensor | None = None
 
 
 Grid = tuple[int, ...]
@@ -110,22 +155,19 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One computed feature of a lane with its coordinates (`step`: its position; `value`: b n d, target tokens).
-
-    `learned` is what the predictor keeps beside the newest one; `time` as in `Step`.
+    """One computed feature of a lane (b n d) and the step it is from; `learned` is what the predictor keeps beside the
+    newest one.
     """
 
-    step: float
-    sigma: float
+    at: Step
     value: Tensor
     learned: Mapping[str, Tensor] = field(default_factory=dict)
-    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied; `scores` what
-    it compared with them, where that is not what was read.
+    it compared with them, where that is not what was read; `only` the layers that a skip is for, None for all.
     """
 
     skip: bool
@@ -133,17 +175,10 @@ class Verdict:
     limits: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     scores: Mapping[str, float] | None = None
+    only: frozenset[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What happens to each site in one evaluation; a site without a verdict is computed."""
-
-    verdicts: Mapping[str, Verdict]
-
-    def skips(self, site: str) -> bool:
-        verdict = self.verdicts.get(site)
-        return verdict is not None and verdict.skip
+# the parts ------------------------------------------------------------------------------------------------------------
 
 
 class Signal:
@@ -153,6 +188,8 @@ class Signal:
     """Fields of `Probe` to fill; empty for a fixed schedule, which then costs one read of sigma and nothing else."""
     reference: Literal["previous", "computed"] = "previous"
     """Compare with the lane's previous evaluation, or with its last computed one."""
+    tap: float | None = None
+    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere."""
 
     def look(self, probe: Probe) -> Past:
         """Capture what later evaluations compare with. The engine copies these tensors before it keeps them."""
@@ -162,8 +199,10 @@ class Signal:
         """Compare two captures: named 0-dim float32 scalars on the device; no host read."""
         return {}
 
-    def observe(self, step: Step, feature: Tensor, past: Past) -> Past:
-        """See the feature of a computed evaluation; returns the past to keep."""
+    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+        """See the feature of a computed evaluation and the stream at the tap; returns the past to keep. What it adds
+        stays in the past, through skipped evaluations, until it is replaced.
+        """
         return past
 
 
@@ -174,7 +213,7 @@ class Gate:
     """True where no evaluation can be skipped; the engine then installs nothing."""
 
     def start(self) -> dict[str, float]:
-        """The ledger at the start of a run and after a change of the leading lane."""
+        """The ledger at the start of a run. Another leading lane carries on with it."""
         return {}
 
     def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
@@ -185,8 +224,10 @@ class Gate:
         """Compare what was read with the limits of this step. Pure host arithmetic in float64."""
         raise NotImplementedError
 
-    def settle(self, advanced: Figures, skipped: bool, step: Step) -> Figures:
-        """The ledger to carry on with once the evaluation was skipped or computed."""
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        """The ledger to carry on with once the evaluation was skipped or computed; `reading` is empty where nothing
+        could be compared. Reads nothing more.
+        """
         return {}
 
 
@@ -194,15 +235,17 @@ class Predictor:
     """What stands in for a skipped evaluation. No state of its own."""
 
     depth: int = 1
-    """How many computed features the engine keeps per lane."""
+    """How many computed features the engine keeps per lane and unit."""
     ready: int = 1
     """How many it needs before it may be asked."""
     needs_grid: bool = False
     """Whether it looks at tokens in their places."""
 
-    def predict(self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None) -> Tensor:
+    def predict(
+        self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
+    ) -> Tensor:
         """The feature at `now` from computed ones, oldest first. May return a stored tensor: the engine never lets it
-        out.
+        out. `figures` are this evaluation's, of the leading lane, still on the device.
         """
         raise NotImplementedError
 
@@ -230,36 +273,50 @@ class Correction:
         raise NotImplementedError
 
 
+class Output:
+    """What acts on the guided result of every evaluation, skipped or not, once a run has skipped anything."""
+
+    def adjust(self, now: Step, x: Tensor, denoised: Tensor) -> Tensor:
+        """The denoised latent to go on with, from the noisy one and the denoised one (b c ...): a new tensor."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One site's signal, gate and predictor."""
+    """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
+    gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
+    whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input).
+    """
 
-    site: str
+    places: tuple[Place, ...]
     signal: Signal
     gate: Gate
     predictor: Predictor
+    feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
+    correction: Correction | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A whole published method: immutable, shared by every run that uses it."""
+    """A whole published method: immutable, shared by every run that uses it. An outer rule's skip freezes the inner
+    ones.
+    """
 
     name: str
     rules: tuple[Rule, ...]
-    feature: Literal["residual", "absolute"] = "residual"
     params: Mapping[str, object] = field(default_factory=dict)
-    correction: Correction | None = None
-    site: str | None = None
-    """MODEL: skip whole model calls on every model; None: the trunk where a file describes the model."""
-
-    def rule(self, site: str) -> Rule | None:
-        """The rule for a site, or None if the method leaves it alone."""
-        return next((rule for rule in self.rules if rule.site == site), None)
+    output: Output | None = None
+    counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Checks of which the report says how often they alone refused a skip: their reasons, by name."""
 
     @property
     def never(self) -> bool:
         """True where no rule can ever skip anything."""
         return all(rule.gate.never for rule in self.rules)
+
+
+# a model family -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +345,8 @@ Slot = tuple[str, int]
 class Architecture:
     """One model family: everything the trunk site must know of it, and nothing of any method. Stateless.
 
-    `model` is the diffusion model (`nn.Module`), `args` the mapping with which ComfyUI calls a block replacement.
+    `model` is the diffusion model (`nn.Module`), `args` the mapping with which ComfyUI calls a block replacement; what
+    a block returns is read like its arguments.
     """
 
     name: str = ""
@@ -316,17 +374,23 @@ class Architecture:
         raise NotImplementedError
 
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        """The image tokens (b n d, a view) in what a block returned; `text` tokens precede them where streams are
-        joined.
-        """
+        """The image tokens (b n d, a view) at a block; `text` tokens precede them where streams are joined."""
+        raise NotImplementedError
+
+    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
+        """The text tokens (b m d, a view) at a block."""
         raise NotImplementedError
 
     def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
         """What a block returns that does nothing."""
         raise NotImplementedError
 
-    def replaced(self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor) -> dict[str, Tensor]:
-        """What a block returns whose target tokens are `target` (b t d) and whose other tokens pass through."""
+    def replaced(
+        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What a block returns whose first image tokens are `target` (b t d), whose text tokens are `txt` (b m d, where
+        given) and whose other tokens pass through.
+        """
         raise NotImplementedError
 
     def calibration(self, references: bool) -> Calibration:

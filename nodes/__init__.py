@@ -2,14 +2,29 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .apply import SpectralCacheApply
 from .auto_apply import SpectralCacheAutoApply
+from .compare import SpectralCacheCompare
 from .freqca_apply import SpectralCacheFreqCaApply
+from .method_apply import SpectralCacheMethodApply
+from .plan import add_route
+from .replacements import register
+from .spectralcache_apply import SpectralCacheApply
 from .stats import SpectralCacheStats
 
 
 class SpectralCacheExtension(ComfyExtension):
     """The nodes of this pack; ids are for ever, names are what users read."""
 
+    async def on_load(self) -> None:
+        add_route()
+        await register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralCacheAutoApply, SpectralCacheApply, SpectralCacheFreqCaApply, SpectralCacheStats]
+        return [
+            SpectralCacheAutoApply,
+            SpectralCacheApply,
+            SpectralCacheFreqCaApply,
+            SpectralCacheMethodApply,
+            SpectralCacheStats,
+            SpectralCacheCompare,
+        ]

@@ -3,9 +3,11 @@
 SAMPLER_SAMPLE   the run's bracket: the model is loaded, `extra_args["model_options"]` is a private clone that dies with
                  the run. The session is made here, from the plan on the model and the run's sigmas, and freed in
                  `finally`.
-PREDICT_NOISE    one denoiser evaluation, however the host batches conditionings: one tick of the method.
+PREDICT_NOISE    one denoiser evaluation, however the host batches conditionings: one tick of the method. Wraps every
+                 guider's own `predict_noise`: the site guided answers here, and a method's output part acts here.
 APPLY_MODEL      one model call; its transformer_options are final here, with patches bound to conditionings merged in.
-                 The site (`sites`) puts block hooks around whatever holds a slot now, or answers in the model's place.
+                 The sites of the method's rules put block hooks around whatever holds a slot now, or answer in the
+                 model's place, the first rule outermost.
                  It is also outside any compiled graph.
 
 Nothing is written to the model, the module or the node's output: a plan on the clone is all that outlives a run.
@@ -15,9 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,11 +30,16 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.session import LaneKey, flow_time, plain_time
+from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
-from ..cache_core.types import MODEL, TRUNK, Architecture
+from ..cache_core.track import Observe, Track
+from ..cache_core.types import MODEL, Place, Schedule
+from .conditioning import control_slots, lane_keys, sections, takes_turns, weights
 from .live import Live, page
-from .sites import KEY, LOG, ModelCall, Options, Site, Trunk, WholeModel, fail_open, warn
+from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, fail_open, warn
+
+LOG = logging.getLogger("SpectralCache")
+KEY = "spectralcache"
 
 RUNS = RunBook()
 
@@ -58,24 +66,25 @@ class Attachment:
 
     method: Method
     node_id: str | None
+    observe: Observe | None = None
 
 
-def attach(model: Any, method: Method, node_id: str | None) -> Any:
+def attach(model: Any, method: Method, node_id: str | None, observe: Observe | None = None) -> Any:
     """A clone of a ModelPatcher on which `method` runs; an earlier attachment of ours is replaced, not stacked.
+    `observe` is told of every feature, computed or standing in (the bench and the calibrator look on this way).
 
     On a ComfyUI without these hooks the model comes back as it is: a workflow that worked keeps working.
     """
     try:
-        return _attach(model, method, node_id)
+        return _attach(model, Attachment(method, node_id, observe))
     except Exception:
         LOG.warning("SpectralCache cannot be attached on this ComfyUI; the model is sampled without it.", exc_info=True)
         return model
 
 
-def _attach(model: Any, method: Method, node_id: str | None) -> Any:
+def _attach(model: Any, attachment: Attachment) -> Any:
     wrappers = comfy.patcher_extension.WrappersMP
     clone = model.clone()
-    attachment = Attachment(method, node_id)
     hooks = {
         wrappers.SAMPLER_SAMPLE: partial(sampler_sample, attachment),
         wrappers.PREDICT_NOISE: predict_noise,
@@ -97,33 +106,48 @@ def attachment_of(model: Any) -> Attachment | None:
 # the run --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Run:
-    """One sampling run on the host's side: its session, and its site for each diffusion model it calls."""
+    """One sampling run on the host's side: its session, and where each of its rules skips in every model it calls."""
 
-    session: Session
-    method: Method
-    live: Live
-    sites: dict[int, Site] = field(default_factory=dict)
+    def __init__(self, session: Session, live: Live, guided: Mapping[Track, Guided]) -> None:
+        self.session, self.live, self.guided = session, live, guided
+        self._sites: dict[int, dict[Track, Site | None]] = {}
 
-    def site(self, model: Any) -> Site:
-        """The trunk where a file describes the model, else the whole model call. (A run can call two models.)"""
-        if id(model) not in self.sites:
-            architecture = _trunk_of(self.method, model)
-            self.sites[id(model)] = (
-                Trunk(self.session, architecture, model, recording_open, partial(self._fall_back, id(model)))
-                if architecture
-                else WholeModel(self.session)
-            )
-        return self.sites[id(model)]
+    def sites(self, model: Any) -> list[Site]:
+        """The sites around a call of this model, the first rule's outermost. (A run can call two models.)"""
+        if id(model) not in self._sites:
+            inner = [track for track in self.session.tracks if track not in self.guided]
+            self._sites[id(model)] = {track: self._site(track, model, track.rule.places) for track in inner}
+        return [site for site in self._sites[id(model)].values() if site is not None]
 
-    def _fall_back(self, model: int, why: str) -> None:
-        """From the trunk to the whole model call, for the rest of this run."""
-        self.sites[model] = WholeModel(self.session)
-        self.session.recorder.site = MODEL
-        note = f"{why}; whole model calls are skipped instead"
-        if self.session.recorder.note(note):
+    def clear(self) -> None:
+        self._sites.clear()
+
+    def _site(self, track: Track, model: Any, places: Sequence[Place]) -> Site | None:
+        """The first of these places that the model allows."""
+        architecture = architecture_of(model)
+        for position, place in enumerate(places):
+            site = CALL_SITES.get(place.kind)
+            if site is not None and site.fits(architecture):
+                rest = places[position + 1 :]
+                down = partial(self._fall_back, track, model, rest)
+                return site(track, Around(model, architecture, place, recording_open, down))
+        return None
+
+    def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> None:
+        """From one place of a rule to its next one, for the rest of this run."""
+        site = self._sites[id(model)][track] = self._site(track, model, places)
+        recorder = self.session.recorder
+        if site is None:
+            warn(self.session, f"{why}; the run goes on uncached")
+            return
+        recorder.site = site.name
+        note = f"{why}; {IN_WORDS[site.name]} are skipped instead"
+        if recorder.note(note):
             LOG.warning("SpectralCache: %s.", note)
+
+
+IN_WORDS = {MODEL.kind: "whole model calls"}
 
 
 def sampler_sample(
@@ -161,31 +185,37 @@ def _start(
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model = attachment.method, guider.model_patcher.model
     bare = _bare(model.diffusion_model)
-    described, architecture = architecture_of(bare), _trunk_of(method, bare)
-    name = described.name if described else type(bare).__name__
-    recorder = Recorder(method.name, method.params, name, TRUNK if architecture else MODEL, len(levels) - 1)
-    session = Session(method, levels, recorder, keep, _time_of(model.model_sampling), _corrects(sampler))
-    run = Run(session, method, Live(recorder, page(attachment.node_id)))
+    architecture = architecture_of(bare)
+    name = architecture.name if architecture else type(bare).__name__
+    recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
+    flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
+    schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
+    session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
+    run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels))
+    kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
+    recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
         return run
     for obstacle in _obstacles(sampler, levels, model_options):
         warn(session, obstacle)
+    if session.active and not kinds:
+        warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
         for remark in _remarks(sampler, levels):
             recorder.note(remark)
-        if described is None and method.site is None:
+        if architecture is None and method.rules[0].places[0].kind != recorder.site:
             recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
     return run
 
 
-def _time_of(model_sampling: Any) -> Callable[[float], float]:
-    """How noise compares with signal at a sigma: a flow model mixes the two, others add noise to the signal."""
-    return flow_time if isinstance(model_sampling, comfy.model_sampling.CONST) else plain_time
-
-
-def _trunk_of(method: Method, model: Any) -> Architecture | None:
-    """What describes the model's trunk, unless the method skips whole model calls on every model."""
-    return None if method.site == MODEL else architecture_of(model)
+def _guided(session: Session, guider: Any, sigmas: Sequence[float]) -> dict[Track, Guided]:
+    """The rules that skip whole evaluations, with where the run's conditionings come and go."""
+    found: dict[Track, Guided] = {}
+    for track in session.tracks:
+        if track.rule.places[0].kind == Guided.name and not takes_turns(guider.conds, sigmas):
+            track.section = sections(guider.conds)
+            found[track] = Guided(track, guider.model_patcher.get_model_object("model_sampling"))
+    return found
 
 
 def _finish(run: Run, state: State) -> None:
@@ -198,7 +228,7 @@ def _finish(run: Run, state: State) -> None:
     except Exception:  # a device that failed cannot be timed; the sampler's own error must stay the one that is seen
         LOG.warning("SpectralCache could not write the trace of this run.", exc_info=True)
     run.live.end(state, trace)
-    run.sites.clear()
+    run.clear()
 
 
 def _place() -> dict[str, Any]:
@@ -280,11 +310,20 @@ def predict_noise(
         return executor(x, timestep, options, *args, **kwargs)
     with fail_open(run.session):
         run.session.begin(timestep)
-    out = executor(x, timestep, options, *args, **kwargs)
+    out = _evaluated(run, x, timestep, lambda: executor(x, timestep, options, *args, **kwargs))
+    with fail_open(run.session):
+        out = run.session.adjusted(x, out)
     with fail_open(run.session):
         run.session.end()
     run.live.step()
     return out
+
+
+def _evaluated(run: Run, x: Any, timestep: torch.Tensor, forward: Callable[[], Any]) -> Any:
+    """The guided result, through the sites that can leave an evaluation out as a whole."""
+    for site in run.guided.values():
+        forward = partial(site.run, x, timestep, forward)
+    return forward()
 
 
 OPTIONS_POSITION = 5
@@ -299,16 +338,22 @@ def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(run, Run):
         return executor(*args, **kwargs)
 
-    def forward(ours: Options) -> Any:
+    def forward(ours: Options) -> torch.Tensor:
         if positional:
             return executor(*args[:OPTIONS_POSITION], ours, *args[OPTIONS_POSITION + 1 :], **kwargs)
         return executor(*args, **{**kwargs, "transformer_options": ours})
 
-    site, call = None, None
+    around: Forward = forward
     with fail_open(run.session):
         call = _open_call(run, executor.class_obj, args, kwargs, options)
-        site = run.site(_bare(executor.class_obj.diffusion_model)) if call is not None else None
-    return forward(options) if site is None or call is None else site.run(call, forward)
+        if call is not None:
+            for site in reversed(run.sites(_bare(executor.class_obj.diffusion_model))):
+                around = partial(_inside, site, call, around)
+    return around(options)
+
+
+def _inside(site: Site, call: ModelCall, forward: Forward, options: Options) -> torch.Tensor:
+    return site.run(call, options, forward)
 
 
 def _open_call(
@@ -316,55 +361,14 @@ def _open_call(
 ) -> ModelCall | None:
     """The model call as a site sees it, or None where it is to be computed as if we were not there."""
     x, sigma = args[0], args[1]
-    keys = _lane_keys(base_model, options, x.device)
+    keys = lane_keys(base_model, options, x.device)
     rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
     call.bypass |= rows * len(keys) != x.shape[0]
     if call.bypass or not run.session.active:
         return None
     control = args[4] if len(args) > 4 else kwargs.get("control")
-    return ModelCall(call, x, sigma, options, base_model.model_sampling, _control_slots(control), _weights(base_model))
-
-
-def _lane_keys(base_model: Any, options: Mapping[str, Any], device: torch.device) -> list[LaneKey]:
-    """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves)."""
-    positions = options.get("cond_or_uncond") or [0]
-    uuids = options.get("uuids") or [None] * len(positions)
-    window = options.get("context_window")
-    frames = tuple(window.index_list) if window is not None else None
-    foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
-    patches = tuple((slot, Same(patch)) for slot, patch in foreign.items())
-    patches += tuple((name, Same(patch)) for name, group in lists.items() for patch in group)
-    return [LaneKey((Same(base_model), device, p, u, frames), patches) for p, u in zip(positions, uuids, strict=True)]
-
-
-class Same:
-    """A hashable stand-in for one object: equal only to itself, and keeping it alive, so that no id is ever reused."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, wrapped: Any) -> None:
-        self.object = wrapped
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.object is self.object
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-
-def _control_slots(control: Any) -> frozenset[tuple[str, int]]:
-    """Which ControlNet slots carry something; its values change from step to step, its slots only when a net starts or
-    ends.
-    """
-    lists = control if isinstance(control, dict) else {}
-    return frozenset((name, i) for name, group in lists.items() for i, add in enumerate(group) if add is not None)
-
-
-def _weights(base_model: Any) -> frozenset[tuple[Same, float]]:
-    """The (hook, strength) set of the weights in place: LoRA hooks with keyframes change it mid-run."""
-    hooks = getattr(getattr(base_model, "current_patcher", None), "current_hooks", None)
-    return frozenset((Same(hook), float(hook.strength)) for hook in hooks.hooks) if hooks is not None else frozenset()
+    return ModelCall(call, x, sigma, base_model.model_sampling, control_slots(control), weights(base_model))
 
 
 def _bare(model: Any) -> Any:

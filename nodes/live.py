@@ -1,7 +1,9 @@
-"""Live text on the Apply node while it samples: "11/28 skipped · 1.6x · est. error 0.8 %".
+"""Live view on the page while a run is sampled: every evaluation, and the figures of the run so far (`web/live.js`).
 
-Sent to the page that queued the prompt and to nobody else; without a page nothing is sent. Only figures that are on the
-host already, so no device is waited for. It may never cost a run: whatever goes wrong here goes wrong in silence.
+Sent as JSON to the page that queued the prompt and to nobody else: a client of the API, which never said that it is a
+page, gets nothing of ours among its pictures. Without a page nothing is sent and nothing is put together. Only figures
+that are on the host already, so no device is waited for. It may never cost a run: whatever goes wrong here goes wrong
+in silence.
 """
 
 from __future__ import annotations
@@ -9,97 +11,121 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-import textwrap
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..cache_core.trace import PARTIAL, SKIPPED, Recorder, State, Trace, estimated_error, measured_speedup
+from ..cache_core.trace import PARTIAL, SKIPPED, Record, Recorder, State, Trace, estimated_error, measured_speedup
 
-Send = Callable[[str], None]
+Message = dict[str, Any]
+Send = Callable[[Message], None]
 
+EVENT = "spectralcache.run"
 INTERVAL = 0.25
-"""Seconds between two texts. The last one waits for nothing, which makes five a second at most."""
-LONGEST_REASON = 160
-ALWAYS_COMPUTED = ("first step", "last step")
+"""Seconds between two messages. The last one waits for nothing, which makes five a second at most."""
+ALL_AGAIN = 1000
+"""The last message of a run holds every evaluation again, for a page that came late, up to so many."""
+PAGE_ABILITIES = ("supports_progress_text_metadata", "supports_manager_v4_ui", "supports_v4")
+"""What only ComfyUI's own page says of itself when it connects; a client that wants pictures does not."""
 
 
 @dataclass(slots=True)
 class Live:
-    """The text of one run. `send` writes it on the page; None where there is none."""
+    """What the page is told of one run. `send` is None where there is no page."""
 
     recorder: Recorder
     send: Send | None
     clock: Callable[[], float] = time.monotonic
-    shown: str = ""
-    shown_at: float = -math.inf
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    sent: int = 0
+    sent_at: float = -math.inf
 
     def step(self) -> None:
         """An evaluation has ended."""
         with contextlib.suppress(Exception):
-            if self.send is not None and self.clock() - self.shown_at >= INTERVAL:
-                self._show(progress(self.recorder))
+            if self.send is not None and self.clock() - self.sent_at >= INTERVAL:
+                self._tell(progress(self.recorder), self.sent)
 
     def end(self, state: State, trace: Trace | None) -> None:
         """The run has ended; `trace` is None where it could not be written."""
         with contextlib.suppress(Exception):
             if self.send is not None:
-                self._show(outcome(self.recorder, state, trace))
+                again = len(self.recorder.records) <= ALL_AGAIN
+                self._tell(outcome(self.recorder, state, trace), 0 if again else self.sent)
 
-    def _show(self, text: str) -> None:
-        if self.send is not None and text != self.shown:
-            self.shown, self.shown_at = text, self.clock()
-            self.send(text)
+    def _tell(self, figures: Message, first: int) -> None:
+        records = self.recorder.records
+        self.sent, self.sent_at = len(records), self.clock()
+        new = [evaluation(record) for record in records[first:]]
+        if self.send is not None:
+            self.send({"run": self.name, **figures, "first": first, "evaluations": new})
 
 
-# the words ------------------------------------------------------------------------------------------------------------
+# what is told ---------------------------------------------------------------------------------------------------------
 
 
-def progress(recorder: Recorder) -> str:
-    """The run so far: what was skipped of how many evaluations, and how many more they are than the work done."""
+def evaluation(record: Record) -> list[Any]:
+    """One evaluation: action, step, stage, sigma, reason, and each score with its limit. `web/run.js` reads this."""
+    names = dict.fromkeys((*record.scores, *record.limits))
+    scores = {name: [_short(record.scores.get(name)), _short(record.limits.get(name))] for name in names}
+    return [record.action, record.step, record.stage, _short(record.sigma), record.reason, scores]
+
+
+def progress(recorder: Recorder) -> Message:
+    """The run so far; `faster` is by evaluations, how many more there are than the work done."""
     work = sum(record.work for record in recorder.records)
-    return _line(recorder, len(recorder.records) / work if work else 1.0)
+    return _figures(recorder, "sampling", len(recorder.records) / work if work else 1.0)
 
 
-def outcome(recorder: Recorder, state: State, trace: Trace | None) -> str:
-    """The last text of a run."""
-    if state != "done":
-        return state
-    if trace is None:
-        return progress(recorder)
-    if recorder.stood_down or trace["skipped"] + trace["partial"]:
-        return _line(recorder, measured_speedup(trace))
-    reasons = Counter(e["reason"] for e in trace["evaluations"] if e["reason"] not in ALWAYS_COMPUTED)
-    return ": ".join(["nothing skipped", *(reason for reason, _ in reasons.most_common(1))])
+def outcome(recorder: Recorder, state: State, trace: Trace | None) -> Message:
+    """The run as it ended; `faster` is measured where it could be."""
+    figures = progress(recorder)
+    if trace is not None:
+        figures["faster"] = _short(measured_speedup(trace))
+    return {**figures, "state": "stood down" if recorder.stood_down and state == "done" else state}
 
 
-def _line(recorder: Recorder, faster: float) -> str:
+def _figures(recorder: Recorder, state: str, faster: float) -> Message:
     count = Counter(record.action for record in recorder.records)
-    parts = []
-    if count[SKIPPED] + count[PARTIAL]:
-        in_part = f", {count[PARTIAL]} in part" if count[PARTIAL] else ""
-        parts += [f"{count[SKIPPED]}/{len(recorder.records)} skipped{in_part}", f"{faster:.1f}x"]
-        error = estimated_error(record.json() for record in recorder.records)
-        if error is not None:
-            parts.append(f"est. error {100 * error:.1f} %")
-    if recorder.stood_down:  # its sentence is the newest: nothing is decided after it
-        parts.append(f"stood down: {textwrap.shorten(recorder.notes[-1], LONGEST_REASON, placeholder='…')}")
-    return " · ".join(parts) or f"0/{len(recorder.records)} skipped"
+    return {
+        "method": recorder.method,
+        "state": state,
+        "steps": recorder.steps,
+        "done": len(recorder.records),
+        SKIPPED: count[SKIPPED],
+        PARTIAL: count[PARTIAL],
+        "faster": _short(faster),
+        "estimate": _short(estimated_error(record.json() for record in recorder.records)),
+        "notes": list(recorder.notes),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Four figures; None for what JSON has no number for."""
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
 # the page -------------------------------------------------------------------------------------------------------------
 
 
 def page(node_id: str | None) -> Send | None:
-    """What writes under a node on the page that queued the running prompt; None without node, server or page."""
+    """What tells the page that queued the running prompt of a node; None without node, server or page."""
     with contextlib.suppress(Exception):
         server = sys.modules["server"].PromptServer.instance  # never loaded here: a host without it has no page
-        if node_id is not None and server.client_id is not None:
-            return partial(server.send_progress_text, node_id=_on_screen(node_id), sid=server.client_id)
+        client = server.client_id
+        if node_id is not None and client is not None and _is_page(server, client):
+            place = {"node": _on_screen(node_id), "workflow": _workflow(server)}
+            return lambda message: server.send_sync(EVENT, {**place, **message}, client)
     return None
+
+
+def _is_page(server: Any, client: str) -> bool:
+    """Whether the client that queued the prompt is ComfyUI's page, by what it said when it connected."""
+    said = server.sockets_metadata[client]["feature_flags"]
+    return any(said.get(ability) for ability in PAGE_ABILITIES)
 
 
 def _on_screen(node_id: str) -> Any:
@@ -107,3 +133,12 @@ def _on_screen(node_id: str) -> Any:
     from comfy_execution.progress import get_progress_state
 
     return get_progress_state().dynprompt.get_display_node_id(node_id)
+
+
+def _workflow(server: Any) -> str | None:
+    """Which graph is being run, since another one with the same node numbers may be in view; None if it has no id."""
+    with contextlib.suppress(Exception):
+        running, _ = server.prompt_queue.get_current_queue_volatile()
+        found = running[0][3]["extra_pnginfo"]["workflow"]["id"]
+        return str(found) if found else None
+    return None

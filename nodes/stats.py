@@ -34,7 +34,7 @@ class SpectralCacheStats(io.ComfyNode):
             node_id="SpectralCacheStats",
             display_name="Cache Stats",
             description="Shows what the cache skipped in the last run, why the rest was computed, and what it gained.",
-            search_aliases=["cache report", "cache statistics", "speedup", "skipped steps", "timeline", "缓存统计"],
+            search_aliases=["cache report", "cache statistics", "skipped steps", "timeline", "缓存统计"],
             inputs=[
                 io.Model.Input("model", tooltip="The model from the Apply node (the same one that the sampler uses)."),
                 io.AnyType.Input(

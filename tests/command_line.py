@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import setup_host
+from bench.host import setup as setup_host
 
 
 def seal(tmp_path, monkeypatch):

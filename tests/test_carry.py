@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import dev
-from bench import carried, carry, carry_probe, provision, setup_host, speed_command
-from bench.provision import SetupError
+from bench.host import carried, carry, carry_probe, provision
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError
+from bench.tables import speed as speed_command
 from tests.command_line import refusal, seal
 
 THIS = "{}.{}".format(*sys.version_info)

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 import dev
-from bench import provision, server, setup_host
-from bench.provision import SetupError
+from bench.host import provision, server
+from bench.host import setup as setup_host
+from bench.host.provision import SetupError
 from tests.command_line import refusal, seal
 
 ROOT = Path(dev.__file__).parent
@@ -96,9 +97,9 @@ def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypat
 @posix
 def test_only_one_process_sets_up(tmp_path):
     with provision.only_one(tmp_path), open(tmp_path / "lock", "a+b") as second:
-        assert not provision._try_lock(second)
+        assert not provision.try_lock(second)
     with open(tmp_path / "lock", "a+b") as third:
-        assert provision._try_lock(third)
+        assert provision.try_lock(third)
 
 
 def test_too_little_space_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
@@ -258,6 +259,15 @@ def test_each_test_goes_to_its_own_process(arguments, core, hosted, options, mon
     assert options is None or found == options
 
 
+def test_only_a_run_of_everything_shares_the_host_tests(monkeypatch):
+    ran = []
+    monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: ran.append(commands) or 0)
+    for arguments in ([], ["tests"], ["-x"]):
+        dev.run_pytest(HOST, arguments)
+    everything, *others = [[set(dev.WORKERS) <= set(command) for command in commands] for commands in ran]
+    assert everything == [False, True] and not any(found for each in others for found in each)
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((2, 1), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((5, 1), 1)]
 )
@@ -272,11 +282,72 @@ def test_the_output_ends_in_all_summaries(codes, expected, capfdbinary):
 def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     ran = []
     monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
-    for name, code in (("run_ruff", 0), ("run_mypy", 2)):
+    for name, code in (("run_ruff", 0), ("run_mypy", 2), ("run_validation", 1)):
         monkeypatch.setattr(dev, name, lambda _host, name=name, code=code: ran.append(name) or code)
     monkeypatch.setattr(dev, "run_pytest", lambda _host, arguments: ran.append(arguments) or 1)
-    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", []]
-    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[3:] == [["-x", "tests/core"]]
+    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", "run_validation", []]
+    assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[4:] == [["-x", "tests/core"]]
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "expected"),
+    [(dev.VALID, 0, 0), ("Security warnings found", 0, 1), ("Error: no version", 1, 1), (dev.VALID, 3, 3)],
+)
+def test_a_warning_of_the_registrys_tool_fails(says, code, expected, tmp_path, monkeypatch, capsys):
+    (tmp_path / "comfy_cli.py").write_text(
+        f"import os, sys; print({says!r}, os.environ['HOME'], os.environ['DO_NOT_TRACK']); sys.exit({code})"
+    )
+    host = setup_host.Host(Path("comfyui"), Path(sys.executable), ours=True, tools=tmp_path)
+    assert dev.run_validation(host) == expected
+    shown = capsys.readouterr().err
+    assert (says in shown) == bool(expected) and str(Path.home()) not in shown
+
+
+def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
+    asked, seen = [], []
+    monkeypatch.setenv("SPECTRALCACHE_FRONTEND", "")
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
+    monkeypatch.setattr(setup_host, "frontend", lambda _host, version: asked.append(version) or tmp_path)
+    monkeypatch.setattr(dev, "run_pytest", lambda _, rest: seen.append((os.environ["SPECTRALCACHE_FRONTEND"], rest)))
+    dev.main(["test", "tests/browser", "--frontend", "newest"])
+    assert asked == ["newest"] and seen == [(str(tmp_path), ["tests/browser"])]
+
+
+def test_a_frontend_is_kept_by_its_version_and_the_newest_is_asked_for_again(monkeypatch):
+    asked = []
+
+    def pip(_python, arguments, _purpose):
+        folder = Path(arguments[arguments.index("--target") + 1])
+        number = arguments[-1].partition("==")[2] or "9.9.9"
+        (folder / "comfyui_frontend_package" / "static").mkdir(parents=True)
+        (folder / f"comfyui_frontend_package-{number}.dist-info").mkdir()
+        asked.append(arguments[-1])
+
+    monkeypatch.setattr(setup_host, "run_pip", pip)
+    for version in ("1.2.3", "1.2.3", "newest", "newest"):
+        files = setup_host.frontend(HOST, version)
+        assert files.is_dir() and files.parents[1] == provision.cache_folder() / "frontends" / version
+    assert asked == ["comfyui-frontend-package==1.2.3", *["comfyui-frontend-package"] * 2]
+
+
+def test_tools_are_installed_once_into_a_folder_of_their_pins(monkeypatch):
+    asked = []
+
+    def pip(python, arguments, _purpose):
+        Path(arguments[arguments.index("--target") + 1]).mkdir(parents=True)
+        asked.append((python, arguments[3:]))
+
+    monkeypatch.setattr(setup_host, "run_pip", pip)
+    first, again = (setup_host.with_tools(HOST, ["a==1", "b==2"], (3, 12)) for _ in range(2))
+    other = setup_host.with_tools(HOST, ["a==1"], (3, 12), without_pip=True)
+    assert first == again and first.tools.is_dir() and first.tools.parent == provision.cache_folder() / "tools"
+    assert first.tools != other.tools and first.environment()["SPECTRALCACHE_TOOLS"] == str(first.tools)
+    assert asked == [([str(HOST.python)], ["a==1", "b==2"]), ([sys.executable, str(HOST.python)], ["a==1"])]
+
+
+def test_tools_are_asked_for_by_the_name_they_are_imported_by(tmp_path):
+    (tmp_path / "tools.txt").write_text("# why\n\nmypy==1\ncomfy-cli==2\n", "utf-8")
+    assert setup_host.pinned_tools(tmp_path / "tools.txt") == {"mypy": "mypy==1", "comfy_cli": "comfy-cli==2"}
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["bench", "--help"], 0), (["bench", "-h"], 0), (["bench"], 2)])
@@ -284,8 +355,16 @@ def test_what_can_be_measured_is_told_without_a_set_up(arguments, code, monkeypa
     monkeypatch.setattr(setup_host, "prepare", lambda **_: pytest.fail("the set-up was started"))
     assert dev.main(arguments) == code
     shown = capsys.readouterr().out
-    for command in dev.bench_run.COMMANDS:
-        assert f"\n{command} " in shown
+    for command in ("ablation", "auto", "estimate", "predictors", "quality", "readme", "speed"):
+        assert f"\n{command} " in f"\n{shown}"
+
+
+@pytest.mark.parametrize(("table", "tools"), [("quality", True), ("speed", False)])
+def test_only_a_table_that_draws_asks_for_the_developer_tools(table, tools, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup_host, "prepare", lambda tools: asked.append(tools) or HOST)
+    monkeypatch.setattr(dev, "run", lambda *_, **__: 0)
+    assert dev.main(["bench", table, "--quick"]) == 0 and asked == [tools]
 
 
 def test_help_on_one_measurement_comes_from_the_bench(monkeypatch):

@@ -1,9 +1,12 @@
 """SpectralCache Auto: a budget that is kept, a forecast that tests itself, a corrector that pays back what it missed.
 
-Of T steps exactly round(T / speedup) are computed (`gates.budget`), placed early-dense with a shorter last gap
+Of T steps exactly round(T / speedup) are computed (`gates.Budget`), placed early-dense with a shorter last gap
 (`placement`). Between them each band of the feature follows its last slope as far as the run's own back-test supports
 it (`backtest`); when the next step has been computed, the skipped ones before it are interpolated, and that step pays
-back what the sampler has drifted by (`corrections.repay`). The back-test is also the estimate of the error.
+back what the sampler has drifted by (`corrections.Repay`). The back-test is also the estimate of the error.
+
+`computed` says how many instead, whatever T is: steps that are not computed are nearly free, so that 100 steps with 12
+of them computed come closer to the exact picture than 28 with 12.
 
 `site`: auto skips whole model calls on every model. There the feature is the ODE derivative itself, so that the
 corrector is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
@@ -15,51 +18,94 @@ UniPC, arXiv 2302.04867); back-test, density and their combination are our own.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from .. import words
-from ..backtest import EDGES, backtested
-from ..corrections import repay
-from ..gates import budget, never
-from ..parameters import check
-from ..types import MODEL, TRUNK, Method, Rule, Signal
+from ..backtest import EDGES, BackTested
+from ..corrections import Repay
+from ..gates import Budget, Never
+from ..parameters import Parameter, published
+from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Rule, Signal
 
 CUSTOM = "Custom"
-CHOICES = {"quality": (CUSTOM, *words.WORDS), "site": ("auto", "trunk", "model")}
-RANGES = {
-    "speedup": (1.0, 6.0),
-    "tolerance": (0.0, 10.0),
-    "keep_first": (1, 100),
-    "keep_last": (1, 100),
-    "bands": (1, max(EDGES)),
-}
-"""Smallest and largest value of every parameter."""
+PLACES = {"auto": (MODEL,), "trunk": (TRUNK, MODEL), "model": (MODEL,), "guided": (GUIDED, MODEL)}
+PARAMETERS = (
+    Parameter(
+        "speedup", 2.0, "How much faster, counted in steps: of 28 steps, 2.0 computes 14, 3.0 computes 9. Higher: "
+        "faster, further from the original picture. 1.5 careful, 2 balanced, 3 fast, 4 and more for drafts. Counts "
+        "only with quality Custom, where 1.0 switches the node off.",
+        low=1, high=20, step=0.1,
+    ),
+    Parameter(
+        "quality", "Balanced", "In words instead of a number: how many steps are computed then depends on how many "
+        "there are. Quality is slowest and closest to the original, then Balanced, Fast and Draft. Custom: the number "
+        "in speedup counts.",
+        choices=(CUSTOM, *words.WORDS),
+    ),
+    Parameter(
+        "tolerance", 0.0, "A step whose estimated error would be larger is computed, whatever the budget. Lower: "
+        "slower, closer to the original. 0 switches this off (typical): the budget is kept. Cache Stats shows the "
+        "estimates of your runs; 0.02 means two percent.",
+        high=10, folded=True, late=True,
+    ),
+    Parameter(
+        "keep_first", 1, "So many first steps are always computed; they count in the budget. Higher: the layout is "
+        "closer to the original and less is left for the rest. 1 is typical, 2 to 4 protect the layout.",
+        low=1, high=100, folded=True, late=True,
+    ),
+    Parameter(
+        "keep_last", 1, "So many last steps are always computed; they count in the budget. Higher: finer detail, and "
+        "less is left for the rest. 1 is typical, 2 protects texture.",
+        low=1, high=100, folded=True, late=True,
+    ),
+    Parameter(
+        "bands", 3, "How many bands, from coarse structure to fine detail, are forecast each at its own pace. Higher: "
+        "detail that cannot be foreseen is held back apart. 3 is typical; 1 treats all alike and is a little faster.",
+        low=1, high=max(EDGES), folded=True, late=True,
+    ),
+    Parameter(
+        "site", "auto", "Where to skip: model skips the whole model call, which works on every model and holds least "
+        "memory; trunk skips inside FLUX and Qwen-Image, as the other nodes do, and holds more; guided skips all that "
+        "an evaluation does, ControlNets, tiles and extra guidance passes too; auto takes the better one, which is "
+        "model.",
+        choices=tuple(PLACES), folded=True, late=True,
+    ),
+    Parameter(
+        "computed", 0, "Exactly so many steps are computed, however many the sampler makes: it wins over speedup and "
+        "quality. Lower: faster, further from the original picture. The other steps cost next to nothing, so 50 or 100 "
+        "steps with 12 computed come closer to the exact picture than 20 with 12. 0 (typical): speedup or quality "
+        "counts.",
+        high=1000, folded=True, late=True,
+    ),
+)  # fmt: skip
+FAST = {"speedup": 3.0, "quality": CUSTOM}
 
 
+@published(
+    "SpectralCache Auto", PARAMETERS, never={"speedup": 1.0, "quality": CUSTOM},
+    refusing={"keep_first": 100}, skipping=FAST, variants=({"site": "trunk"}, {"site": "guided"}), own_node=True,
+    advice="The first choice: one dial, any model, and it keeps its budget.",
+)  # fmt: skip
 def auto(
-    speedup: float = 2.0,
-    quality: Literal["Custom", "Quality", "Balanced", "Fast", "Draft"] = "Custom",
-    tolerance: float = 0.0,
-    keep_first: int = 1,
-    keep_last: int = 1,
-    bands: int = 3,
-    site: Literal["auto", "trunk", "model"] = "auto",
+    speedup: float,
+    quality: str,
+    tolerance: float,
+    keep_first: int,
+    keep_last: int,
+    bands: int,
+    site: str,
+    computed: int,
 ) -> Method:
-    """How much faster, by computed steps, unless a word says it; the largest estimated error of a skipped step (0:
-    any); steps that are always computed at both ends, part of the budget; radial bands that are tested apart; where to
-    skip.
-
-    Raises `CacheError` on values that no run could use. `speedup` 1 computes everything.
+    """How much faster, by computed steps, unless a word or a number says it; the largest estimated error of a skipped
+    step (0: any); steps that are always computed at both ends, part of the budget; radial bands that are tested apart;
+    where to skip. `speedup` 1 computes everything.
     """
-    params = dict(locals())
-    check(params, RANGES, (), CHOICES)
-    off = quality == CUSTOM and speedup == 1
-    gate = never() if off else budget(partial(_count, speedup, quality), tolerance, keep_first, keep_last)
-    rule = Rule(TRUNK, Signal(), gate, backtested(bands))
-    where = None if site == TRUNK else MODEL
-    return Method("SpectralCache Auto", (rule,), params=params, correction=repay(), site=where)
+    gate: Gate = Never()
+    if computed or quality != CUSTOM or speedup != 1:
+        gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
+    rule = Rule(PLACES[site], Signal(), gate, BackTested(bands), correction=Repay())
+    return Method("SpectralCache Auto", (rule,))
 
 
-def _count(speedup: float, quality: str, total: int) -> int:
-    """How many of `total` steps are computed: round(T / speedup), or what the word stands for."""
-    return round(total / speedup) if quality == CUSTOM else words.computed(quality, total)
+def _count(speedup: float, quality: str, computed: int, total: int) -> int:
+    """How many of `total` steps are computed: as many as asked for, round(T / speedup), or what the word stands for."""
+    return computed or (round(total / speedup) if quality == CUSTOM else words.computed(quality, total))

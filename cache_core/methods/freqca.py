@@ -17,86 +17,151 @@ spacing alone. `schedule` adaptive lets SpectralCache's gate decide when.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
 
-from ..gates import all_of, between, every, never, within
-from ..parameters import check
-from ..predictors import MOST_ORDER, Weighted, bands, hermite, linear, newton, taylor
-from ..signals import modulated_l1
-from ..types import TRUNK, Method, Rule, Signal
+from ..gates import Between, Every, Never, Within, all_of
+from ..parameters import Parameter, published
+from ..predictors import MOST_ORDER, Hold, Linear, Weighted, bands, hermite, newton, taylor
+from ..signals import ModulatedL1
+from ..spectrum import Transform
+from ..types import MODEL, TRUNK, Gate, Method, Rule, Signal
 from . import spectralcache as spectral
 
-CHOICES = {
-    "transform": ("dct", "fft", "none"),
-    "predictor": ("hermite", "newton", "taylor", "linear"),
-    "schedule": ("interval", "adaptive"),
-    "feature": ("absolute", "residual"),
-}
-RANGES = {
-    "interval": (1, 100),
-    "warmup_steps": (1, 100),
-    "last_steps": (1, 100),
-    "cutoff": (0.001, 1.0),
-    "low_order": (0, MOST_ORDER),
-    "high_order": (0, MOST_ORDER),
-    "roll_off": (0.0, 1.0),
-    "damping": (0.0, 1.0),
-    **spectral.RANGES,
-}
-"""Smallest and largest value of every parameter; an order needs one feature of history more than its number."""
+
+def _adaptive(parameter: Parameter) -> Parameter:
+    tooltip = f"Only for the schedule adaptive. {parameter.tooltip}"
+    return replace(parameter, tooltip=tooltip, folded=True, late=True)
 
 
+PARAMETERS = (
+    Parameter(
+        "interval", 4, "Compute one step in this many. Higher: faster, further from the original picture. 2 to 4 suit "
+        "20 to 30 steps; the paper's 6 and 9 are for 50 steps; 1 switches the node off.",
+        low=1, high=100,
+    ),
+    Parameter(
+        "warmup_steps", 3, "So many first steps are always computed. Higher: slower, composition closer to the "
+        "original. The paper uses 3; 5 to 8 are safer at high guidance.",
+        low=1, high=100,
+    ),
+    Parameter(
+        "last_steps", 1, "So many last steps are always computed. Higher: slower, finer detail. 1 is typical, 2 "
+        "protects texture.",
+        low=1, high=100,
+    ),
+    Parameter(
+        "transform", "dct", "How coarse and fine are told apart: dct (the paper's for FLUX), fft (the paper's for "
+        "Qwen-Image), or none: everything is forecast alike with high_order, which is a little faster.",
+        choices=("dct", "fft", "none"),
+    ),
+    Parameter(
+        "cutoff", 0.1, "Where coarse ends, as a share of the finest detail. Higher: more is held and less forecast, "
+        "which is steadier and less sharp. The paper uses 0.1; 0.05 to 0.3 are usable.",
+        low=0.001, high=1,
+    ),
+    Parameter(
+        "low_order", 0, "How coarse structure is forecast: 0 holds it (the paper's), 1 follows its slope, 2 its curve. "
+        "Higher: bolder.",
+        high=MOST_ORDER,
+    ),
+    Parameter(
+        "high_order", 2, "How detail is forecast: 0 holds it, 1 follows its slope, 2 its curve (the paper's). Higher: "
+        "bolder.",
+        high=MOST_ORDER,
+    ),
+    Parameter(
+        "predictor", "hermite", "What forecasts: hermite (the paper's, by step), newton (exact curve through the last "
+        "computed steps, by noise level), taylor (TaylorSeer's, by step), linear (slope only, by noise level). Boldest "
+        "at long intervals: newton.",
+        choices=("hermite", "newton", "taylor", "linear"),
+    ),
+    *spectral.WINDOW,
+    Parameter(
+        "schedule", "interval", "interval: the fixed schedule above. adaptive: SpectralCache's rule decides when to "
+        "compute, with the settings below; interval then does not count.",
+        choices=("interval", "adaptive"), folded=True, late=True,
+    ),
+    Parameter(
+        "feature", "absolute", "What is forecast: absolute, the transformer's result itself (the paper's), or "
+        "residual, what it adds to its input. Residual follows the picture's own noise, which suits holding; with "
+        "forecasts the two are alike.",
+        choices=("absolute", "residual"), folded=True, late=True,
+    ),
+    Parameter(
+        "roll_off", 0.0, "Softens the border between coarse and fine. 0 is the paper's hard border; 0.5 avoids "
+        "ringing.",
+        high=1, folded=True, late=True,
+    ),
+    Parameter(
+        "damping", 1.0, "Only for the predictor linear: how much of the slope is followed. Lower: more cautious; 0 "
+        "holds, 0.5 is safe.",
+        high=1, folded=True, late=True,
+    ),
+    Parameter(
+        "reference", False, "Use the released code's arithmetic of differences, for comparison with the paper. Off "
+        "measures differences at the spacing the steps really have.",
+        folded=True, late=True,
+    ),
+    *(_adaptive(p) for p in (spectral.THRESHOLD, spectral.MAX_CONSECUTIVE, *spectral.SHAPE)),
+)  # fmt: skip
+
+
+@published(
+    "FreqCa", PARAMETERS, orders=spectral.ORDERS,
+    never={"interval": 1}, refusing={"warmup_steps": 100}, skipping={"interval": 3, "warmup_steps": 1}, own_node=True,
+    advice="A fixed schedule whose speed is known before the run, at intervals of 2 to 4.",
+)  # fmt: skip
 def freqca(
-    interval: int = 4,
-    warmup_steps: int = 3,
-    last_steps: int = 1,
-    transform: Literal["dct", "fft", "none"] = "dct",
-    cutoff: float = 0.1,
-    low_order: int = 0,
-    high_order: int = 2,
-    predictor: Literal["hermite", "newton", "taylor", "linear"] = "hermite",
-    start_percent: float = 0.0,
-    end_percent: float = 1.0,
-    schedule: Literal["interval", "adaptive"] = "interval",
-    feature: Literal["absolute", "residual"] = "absolute",
-    roll_off: float = 0.0,
-    damping: float = 1.0,
-    reference: bool = False,
-    threshold: float = 0.6,
-    max_consecutive: int = 2,
-    tads_min: float = 0.5,
-    tads_max: float = 1.5,
-    band_split: float = 0.5,
-    gamma_low: float = 0.8,
-    gamma_high: float = 1.5,
+    interval: int,
+    warmup_steps: int,
+    last_steps: int,
+    transform: str,
+    cutoff: float,
+    low_order: int,
+    high_order: int,
+    predictor: str,
+    start_percent: float,
+    end_percent: float,
+    schedule: str,
+    feature: str,
+    roll_off: float,
+    damping: float,
+    reference: bool,
+    threshold: float,
+    max_consecutive: int,
+    tads_min: float,
+    tads_max: float,
+    band_split: float,
+    gamma_low: float,
+    gamma_high: float,
 ) -> Method:
     """N, warm-up, last steps, transform, cutoff, the orders of the two bands, and what extrapolates them.
 
-    Without a transform `high_order` counts for everything. From `threshold` on the parameters are SpectralCache's and
-    count only where `schedule` is adaptive. Raises `CacheError` on values that no run could use. `interval` 1 computes
-    everything.
+    Without a transform `high_order` counts for everything; an order needs one feature of history more than its number.
+    From `threshold` on the parameters are SpectralCache's and count only where `schedule` is adaptive. `interval` 1
+    computes everything.
     """
-    params = dict(locals())
-    check(params, RANGES, spectral.ORDERED, CHOICES)
-    signal, gate = Signal(), never()
-    ends = all_of(within(start_percent, end_percent), between(warmup_steps, last_steps))
+    signal = Signal()
+    gate: Gate = Never()
+    ends = all_of(Within(start_percent, end_percent), Between(warmup_steps, last_steps))
     if schedule == "adaptive":
-        signal = modulated_l1(band_split)
+        signal = ModulatedL1(band_split)
         if threshold and max_consecutive:
-            gate = all_of(
-                ends, spectral.decision(threshold, max_consecutive, tads_min, tads_max, gamma_low, gamma_high)
-            )
+            decide = spectral.decision(threshold, max_consecutive, tads_min, tads_max, gamma_low, gamma_high)
+            gate = all_of(ends, decide)
     elif interval > 1:
-        gate = all_of(ends, every(interval, anchor=warmup_steps - 1))
+        gate = all_of(ends, Every(interval, anchor=warmup_steps - 1))
     low, high = (_forecast(predictor, order, damping, reference, warmup_steps) for order in (low_order, high_order))
-    stand_in = high if transform == "none" else bands(low, high, transform, cutoff, roll_off)
-    return Method("FreqCa", (Rule(TRUNK, signal, gate, stand_in),), feature=feature, params=params)
+    apart: Transform = "fft" if transform == "fft" else "dct"
+    stand_in = high if transform == "none" else bands(low, high, apart, cutoff, roll_off)
+    rule = Rule((TRUNK, MODEL), signal, gate, stand_in, "absolute" if feature == "absolute" else "residual")
+    return Method("FreqCa", (rule,), counted=spectral.COUNTED if schedule == "adaptive" else {})
 
 
 def _forecast(predictor: str, order: int, damping: float, reference: bool, warmup: int) -> Weighted:
     """What extrapolates a band. The released code forms differences from step first_enhance - 1 on."""
     if predictor == "linear":
-        return linear(damping) if order else newton(0)
+        return Linear(damping) if order else Hold()
     if predictor == "newton":
         return newton(order)
     if predictor == "taylor":

@@ -55,15 +55,20 @@ class Flux(Architecture):
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
         return out["img"] if slot[0] == DOUBLE else out["img"][:, text:]
 
+    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
+        return out["txt"] if slot[0] == DOUBLE else out["img"][:, :text]
+
     def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
         return {"img": args["img"], "txt": args["txt"]} if slot[0] == DOUBLE else {"img": args["img"]}
 
-    def replaced(self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor) -> dict[str, Tensor]:
-        out = self.unchanged(args, slot)
-        before = 0 if slot[0] == DOUBLE else text
-        tokens = args["img"]
-        parts = (tokens[:, :before], target, tokens[:, before + target.shape[1] :])
-        return {**out, "img": torch.cat(parts, dim=1)}
+    def replaced(
+        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        tokens, double = args["img"], slot[0] == DOUBLE
+        before = 0 if double else text
+        parts = (tokens[:, :before] if double or txt is None else txt, target, tokens[:, before + target.shape[1] :])
+        out = {**self.unchanged(args, slot), "img": torch.cat(parts, dim=1)}
+        return {**out, "txt": txt} if double and txt is not None else out
 
     def calibration(self, references: bool) -> Calibration:
         return TEACACHE["flux_kontext" if references else "flux"]

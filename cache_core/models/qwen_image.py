@@ -64,11 +64,17 @@ class QwenImage(Architecture):
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
         return out["img"]
 
+    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
+        return out["txt"]
+
     def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
         return {"img": args["img"], "txt": args["txt"]}
 
-    def replaced(self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor) -> dict[str, Tensor]:
-        return {"img": torch.cat((target, args["img"][:, target.shape[1] :]), dim=1), "txt": args["txt"]}
+    def replaced(
+        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        img = torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)
+        return {"img": img, "txt": args["txt"] if txt is None else txt}
 
     def calibration(self, references: bool) -> Calibration:
         return CALIBRATION

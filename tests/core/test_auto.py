@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_core import methods
-from cache_core.backtest import EDGES, GAINS, MISFIT, MOST_GAIN, BackTested
+from cache_core.backtest import EDGES, GAINS, MOST_GAIN, BackTested
 from cache_core.coefficients import IDENTITY
-from cache_core.corrections import repay
-from cache_core.methods.auto import CUSTOM, _count, auto
+from cache_core.corrections import Repay
+from cache_core.methods.auto import CUSTOM, _count
+from cache_core.methods.auto import auto as published
 from cache_core.placement import following, places
-from cache_core.session import Facts, LaneKey, Session, flow_time
+from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
-from cache_core.trace import ESTIMATE, Recorder, report
-from cache_core.types import CacheError, Feature, Grid, Past, Probe, Step
+from cache_core.trace import Recorder, report
+from cache_core.track import Facts, LaneKey
+from cache_core.types import ESTIMATE, MISFIT, CacheError, Feature, Grid, Method, Past, Probe, Schedule, Step
 from cache_core.words import STEPS, WORDS, computed
 
 GRID: Grid = (3, 4)
@@ -29,6 +31,15 @@ CPU = torch.device("cpu")
 
 Features = Callable[[Step], Tensor]
 """What the model gives at a step: b n d."""
+
+
+def auto(**params: Any) -> Method:
+    """Auto by the number, where nothing says a word."""
+    return published(**{"quality": CUSTOM, **params})
+
+
+def at_time(log_noise: float) -> Step:
+    return Step(0, 1, 0.0, log_noise=log_noise)
 
 
 def noise(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
@@ -43,7 +54,7 @@ def anything(step: Step) -> Tensor:
 def polynomial(*coefficients: float) -> Features:
     """sum_i c_i · (a random tensor) · time^i"""
     parts = [c * noise(i + 1) for i, c in enumerate(coefficients)]
-    return lambda step: torch.stack([part * step.time**i for i, part in enumerate(parts)]).sum(0)
+    return lambda step: torch.stack([part * step.log_noise**i for i, part in enumerate(parts)]).sum(0)
 
 
 class Run:
@@ -54,8 +65,9 @@ class Run:
         method = auto(**params)
         self.sigmas = [1 - i / steps for i in range(steps + 1)]
         self.recorder = Recorder(method.name, method.params, "toy", "model", steps)
-        self.session = Session(method, self.sigmas, self.recorder)
-        self.x = torch.zeros_like(features(Step(0, steps, 1.0, time=flow_time(1.0))))
+        self.session = Session(method, Schedule(tuple(self.sigmas), flow_noise), self.recorder)
+        (self.track,) = self.session.tracks
+        self.x = torch.zeros_like(features(Step(0, steps, 1.0, log_noise=flow_noise(1.0))))
         self.full = self.x.clone()
         self.drift: list[float] = []
         """After each computed evaluation: how far x has come from where computing everything would have led."""
@@ -71,22 +83,23 @@ class Run:
 
     def _evaluate(self, sigma: float, features: Features) -> None:
         session, i = self.session, max(j for j, s in enumerate(self.sigmas[:-1]) if s >= sigma * (1 - 1e-4))
-        true = features(Step(i, len(self.sigmas) - 1, sigma, time=flow_time(sigma)))
+        true = features(Step(i, len(self.sigmas) - 1, sigma, log_noise=flow_noise(sigma)))
         session.begin(torch.tensor([sigma]))
         call = session.open([LaneKey("cond")], [slice(0, len(true))])
-        session.enter(call, Facts(true.shape, true.dtype, CPU), lambda _: Probe(), IDENTITY)
+        skip = self.track.enter(call, Facts(true.shape, true.dtype, CPU), lambda _: Probe(), IDENTITY)
         used = true
-        if call.skip:
-            used = session.predict(call, GRID)
+        if skip:
+            used = self.track.predict(call, grid=GRID)
+            self.track.leave_out(call)
             self.forecasts.append((i, used, true))
         else:
-            repair = session.keep(call, true, GRID)
+            repair = self.track.store(call, true, grid=GRID)
             used = true if repair is None else true + repair
         session.end()
-        self.skips.append(call.skip)
+        self.skips.append(skip)
         width = self.sigmas[i] - self.sigmas[i + 1]
         self.x, self.full = self.x - width * used, self.full - width * true
-        if not call.skip:
+        if not skip:
             self.drift.append(float((self.x - self.full).abs().max()))
 
     @property
@@ -101,7 +114,7 @@ class Run:
 
 def due(steps: int, params: dict[str, Any]) -> int:
     """How many steps have to be computed: the definition."""
-    count = _count(params.get("speedup", 2.0), params.get("quality", CUSTOM), steps)
+    count = _count(params.get("speedup", 2.0), params.get("quality", CUSTOM), 0, steps)
     return min(steps, max(count, params.get("keep_first", 1) + params.get("keep_last", 1)))
 
 
@@ -118,7 +131,7 @@ settings_of_a_run = st.fixed_dictionaries(
 )
 
 
-@given(st.integers(5, 100), settings_of_a_run, st.sampled_from([(0.0,), (0.0, 0.5), (0.0, 1.0)]))
+@given(st.integers(5, 30) | st.integers(5, 100), settings_of_a_run, st.sampled_from([(0.0,), (0.0, 0.5), (0.0, 1.0)]))
 @settings(max_examples=120, deadline=None)
 def test_the_budget_is_exact(steps: int, params: dict[str, Any], visits: tuple[float, ...]) -> None:
     """One evaluation a step; or two, the second half way (dpm_2) or at the next step's sigma (heun)."""
@@ -126,18 +139,19 @@ def test_the_budget_is_exact(steps: int, params: dict[str, Any], visits: tuple[f
     assert len(run.computed) == due(steps, params)
     kept = {*range(min(params["keep_first"], steps)), *range(max(0, steps - params["keep_last"]), steps)}
     assert kept | {0, steps - 1} <= set(run.computed)
-    if run.session.rule.gate.never is False:
+    if run.track.rule.gate.never is False:
         assert {r.reason for r in run.records if r.step in kept} <= {"kept", "first step", "last step"}
     for step in range(steps):  # a step is computed whole or not at all
         assert len({r.action for r in run.records if r.step == step}) == 1
-    again = Run(steps, visits=visits, **params)
-    assert [r.action for r in again.records] == [r.action for r in run.records]
-    assert torch.equal(again.x, run.x)
+    if steps <= 30:  # as true of a long run, which takes longer
+        again = Run(steps, visits=visits, **params)
+        assert [r.action for r in again.records] == [r.action for r in run.records]
+        assert torch.equal(again.x, run.x)
 
 
 @given(st.integers(1, 100), st.floats(1.0, 6.0))
 def test_custom_rounds_steps_over_speedup(steps: int, speedup: float) -> None:
-    assert _count(speedup, CUSTOM, steps) == round(steps / speedup)
+    assert _count(speedup, CUSTOM, 0, steps) == round(steps / speedup)
 
 
 @given(st.integers(5, 99))
@@ -151,7 +165,7 @@ def test_words_are_in_order_and_grow_with_the_number_of_steps(steps: int) -> Non
 @pytest.mark.parametrize("word", WORDS)
 def test_words_mean_what_the_table_says(word: str) -> None:
     for steps, count in zip(STEPS, WORDS[word], strict=True):
-        assert _count(2.0, word, steps) == _count(6.0, word, steps) == computed(word, steps) == count
+        assert _count(2.0, word, 0, steps) == _count(6.0, word, 0, steps) == computed(word, steps) == count
     assert computed(word, 4) == 4  # nothing to spare
 
 
@@ -164,7 +178,7 @@ def test_a_speedup_of_one_is_off_and_words_are_not() -> None:
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"speedup": 0.9}, "speedup is 0.9; use a number from 1 to 6"),
+        ({"speedup": 0.9}, "speedup is 0.9; use a number from 1 to 20"),
         ({"speedup": float("nan")}, "speedup is nan"),
         ({"tolerance": -0.1}, "tolerance is -0.1; use a number from 0"),
         ({"keep_first": 0}, "keep_first is 0"),
@@ -180,7 +194,7 @@ def test_bad_values_are_refused_with_the_way_out(params: dict[str, Any], words: 
 
 
 def test_it_is_found_among_the_methods() -> None:
-    assert methods()["auto"] is auto
+    assert methods()["auto"] is published
 
 
 # placement ------------------------------------------------------------------------------------------------------------
@@ -240,21 +254,22 @@ def test_a_parabola_is_paid_back_exactly_from_the_third_computed_step_on(speedup
 def test_what_is_paid_back_is_the_drift_of_the_gap(levels: list[float], data: Any) -> None:
     """By hand, uneven spacing: two computed, some skipped with any forecast whatever, one computed."""
     sigmas = [*sorted(levels, reverse=True), 0.0]
-    steps = [Step(i, len(levels), s, width=s - sigmas[i + 1], time=flow_time(s)) for i, s in enumerate(sigmas[:-1])]
+    schedule = Schedule(tuple(sigmas), flow_noise)
+    steps = [schedule.at(s) for s in sigmas[:-1]]
     truth = polynomial(*(data.draw(st.floats(-1, 1)) for _ in range(3)))
-    known = tuple(Feature(s.index, s.sigma, truth(s), time=s.time) for s in (*steps[:2], steps[-1]))
+    known = tuple(Feature(s, truth(s)) for s in (*steps[:2], steps[-1]))
     forecasts = {s.index: noise(100 + s.index) for s in steps[2:-1]}
     gap, now = tuple(steps[2:-1]), steps[-1]
-    paid = repay(3).repair(known[:2], known[2], gap, lambda step: forecasts[step.index], now)
+    paid = Repay(3).repair(known[:2], known[2], gap, lambda step: forecasts[step.index], now)
     owed = torch.stack([s.width * (truth(s) - forecasts[s.index]) for s in gap]).sum(0) / now.width
     scale = max(float(owed.abs().max()), 1.0)
     assert torch.allclose(paid, owed, atol=1e-3 * scale)
 
 
 def test_a_step_of_no_width_pays_nothing() -> None:
-    step = Step(3, 5, 0.5, width=0.0, time=0.0)
-    new = Feature(3, 0.5, noise(), time=0.0)
-    paid = repay().repair((), new, (step,), lambda _: noise(1), step)
+    step = Step(3, 5, 0.5, width=0.0, log_noise=0.0)
+    new = Feature(Step(3, 5, 0.5), noise())
+    paid = Repay().repair((), new, (step,), lambda _: noise(1), step)
     assert torch.equal(paid, torch.zeros(SHAPE))
 
 
@@ -270,15 +285,15 @@ class Learned:
         self.figures: dict[str, Tensor] = {}
 
     def add(self, time: float, value: Tensor, grid: Grid | None = GRID) -> Learned:
-        new = Feature(0.0, 0.0, value, time=time)
+        new = Feature(at_time(time), value)
         learned, self.figures = self.predictor.learn(self.history, new, grid)
-        older = tuple(Feature(0.0, 0.0, f.value, time=f.time) for f in self.history)
-        new = Feature(0.0, 0.0, value, learned, time)
+        older = tuple(Feature(f.at, f.value) for f in self.history)
+        new = Feature(at_time(time), value, learned)
         self.history = (*older, new)[-self.predictor.depth :]
         return self
 
     def at(self, time: float, grid: Grid | None = GRID) -> Tensor:
-        return self.predictor.predict(self.history, Step(0, 1, 0.0, time=time), grid)
+        return self.predictor.predict(self.history, at_time(time), grid)
 
     @property
     def learned(self) -> Past:
@@ -294,7 +309,7 @@ def test_a_straight_line_in_time_is_forecast_exactly_from_three_on(bands: int, g
     line = polynomial(1.0, 0.7)
 
     def at(time: float) -> Tensor:
-        return line(Step(0, 1, 0.0, time=time))
+        return line(at_time(time))
 
     learned = Learned(bands)
     for i, time in enumerate(TIMES):
@@ -443,19 +458,21 @@ def test_the_first_lane_alone_is_the_evidence() -> None:
     def records(calls: list[list[str]]) -> list[tuple[str, str, dict[str, float]]]:
         steps, method = 30, auto(speedup=3.0)
         recorder = Recorder(method.name, {}, "toy", "model", steps)
-        session = Session(method, [1 - i / steps for i in range(steps + 1)], recorder)
+        sigmas = [1 - i / steps for i in range(steps + 1)]
+        session = Session(method, Schedule(tuple(sigmas), flow_noise), recorder)
+        (track,) = session.tracks
         for i in range(steps):
-            step = Step(i, steps, session.sigmas[i], time=flow_time(session.sigmas[i]))
+            step = Step(i, steps, sigmas[i], log_noise=flow_noise(sigmas[i]))
             session.begin(torch.tensor([step.sigma]))
             for names in calls:
                 rows = [slice(2 * n, 2 * n + 2) for n in range(len(names))]
                 call = session.open([LaneKey(name) for name in names], rows)
-                session.enter(call, Facts(SHAPE, torch.float32, CPU), lambda _: Probe(), IDENTITY)
-                if call.skip:
-                    session.predict(call, GRID)
+                if track.enter(call, Facts(SHAPE, torch.float32, CPU), lambda _: Probe(), IDENTITY):
+                    track.predict(call, grid=GRID)
+                    track.leave_out(call)
                 else:
                     value = torch.cat([calm(step) if name == "first" else anything(step) for name in names])
-                    session.keep(call, value, GRID)
+                    track.store(call, value, grid=GRID)
             session.end()
         return [(r.action, r.reason, r.scores) for r in recorder.records]
 
@@ -538,10 +555,10 @@ def test_features_stored_in_bfloat16_serve_as_those_in_float32() -> None:
         for time in times:
             learned.add(time, feature(time).to(dtype), (12, 12))
         made.append(learned.at(skipped[-1], (12, 12)))
-        gap = tuple(Step(i, 9, 0.0, width=0.04, time=time) for i, time in enumerate(skipped))
-        new = Feature(0.0, 0.0, feature(0.4).to(dtype), time=0.4)
-        now = Step(3, 9, 0.0, width=0.04, time=0.4)
-        repairs.append(repay().repair(learned.history, new, gap, lambda at: learned.at(at.time, (12, 12)), now))  # noqa: B023
+        gap = tuple(Step(i, 9, 0.0, width=0.04, log_noise=time) for i, time in enumerate(skipped))
+        new = Feature(at_time(0.4), feature(0.4).to(dtype))
+        now = Step(3, 9, 0.0, width=0.04, log_noise=0.4)
+        repairs.append(Repay().repair(learned.history, new, gap, lambda at: learned.at(at.log_noise, (12, 12)), now))  # noqa: B023
     stored = relative(feature(0.4).bfloat16(), feature(0.4))
     assert made[1].dtype == torch.bfloat16 and repairs[1].dtype == torch.float32
     assert relative(made[1], made[0]) < 3 * stored

@@ -8,42 +8,39 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from bench import (
-    ablation,
-    big_models,
-    chart,
-    fill,
-    idle,
-    lab,
-    predictor_parts,
-    predictors,
-    predictors_report,
-    presets,
-    quality,
-    quality_plot,
-    quality_report,
-    readme_command,
-    speed,
-    speed_command,
-    speed_report,
-    store,
-    tables,
-    waits,
-)
-from bench.intervals import at, bootstrap, disturbed, finite_mean, paired
-from bench.lab import Pair, Sampled
-from bench.pairs import COUNT, prompts
-from bench.presets import Arm
-from bench.speed_report import Figure
-from bench.store import Outcome, Store, code_version, method_files
-from cache_core import methods
-from cache_core.types import Feature, Predictor, Step
+from bench import ROOT
+from bench.lab import Pair, Sampled, fill, presets, store
+from bench.lab import arms as lab_arms
+from bench.lab import grid as lab_grid
+from bench.lab import table as tables
+from bench.lab.arms import Arm, Cached
+from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
+from bench.lab.lab import Ticker
+from bench.lab.pairs import COUNT, prompts
+from bench.lab.store import Outcome, Store, code_version, method_files
+from bench.tables import ablation, auto
+from bench.tables import readme as readme_command
+from bench.tables import speed as speed_command
+from bench.tables.predictors import grid as predictors
+from bench.tables.predictors import parts as predictor_parts
+from bench.tables.predictors import report as predictors_report
+from bench.tables.quality import grid as quality_grid
+from bench.tables.quality import plot as quality_plot
+from bench.tables.quality import report as quality_report
+from bench.tables.speed import idle, waits
+from bench.tables.speed import measure as speed
+from bench.tables.speed import models as big_models
+from bench.tables.speed import report as speed_report
+from bench.tables.speed.report import Figure
+from cache_core import methods, placement
+from cache_core.types import MODEL, TRUNK, Feature, Predictor, Step
 
 
 def outcome(computed: int, psnr: float, ssim: float = 0.9) -> Outcome:
@@ -170,21 +167,22 @@ def test_a_skip_is_ours_above_what_its_site_leaves_to_comfyui() -> None:
 def counted_in(file: Path, text: str, device: str) -> waits.Waits:
     """What is counted while this text runs as if it stood in the file, inside one evaluation and outside."""
     found = waits.Waits()
-    lines: dict[str, Any] = {"torch": torch, "warnings": warnings}
-    exec(compile(f"def work(*_):\n {text}\n", str(file), "exec"), lines)
+    module = compile(f"def work(*_):\n {text}\n", str(file), "exec")
+    (code,) = (each for each in module.co_consts if isinstance(each, CodeType))
+    work = FunctionType(code, {"torch": torch, "warnings": warnings})
     with waits.counted(found, device):
-        lines["work"]()
-        found._evaluation(lines["work"])
+        work()
+        found._evaluation(work)
         found._evaluation(lambda: None)
     return found
 
 
 def test_reads_are_counted_by_line_for_the_pack_alone() -> None:
     before = torch.Tensor.tolist
-    found = counted_in(store.ROOT / "cache_core" / "session.py", "torch.ones(2).tolist()", "cpu")
+    found = counted_in(ROOT / "cache_core" / "session.py", "torch.ones(2).tolist()", "cpu")
     assert found.places == {"session.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
     assert torch.Tensor.tolist is before
-    assert not counted_in(store.ROOT / "bench" / "other.py", "torch.ones(2).tolist()", "cpu").places
+    assert not counted_in(ROOT / "bench" / "other.py", "torch.ones(2).tolist()", "cpu").places
 
 
 def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +190,8 @@ def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     said = 'warnings.warn("called a synchronizing CUDA operation"); warnings.warn("something else")'
-    found = counted_in(store.ROOT / "nodes" / "sites.py", said, "cuda")
-    assert found.places == {"sites.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
+    found = counted_in(ROOT / "nodes" / "sites" / "trunk.py", said, "cuda")
+    assert found.places == {"trunk.py:2": 2} and found.evaluations == [1, 0] and found.once == 1
     assert modes == ["warn", 0]
     assert not counted_in(Path("/somewhere/comfy/samplers.py"), said, "cuda").places
 
@@ -201,7 +199,7 @@ def test_waits_on_a_gpu_are_those_that_torch_reports(monkeypatch: pytest.MonkeyP
 def test_waits_inside_torchs_own_python_count_for_the_line_that_called_it() -> None:
     """torch.isclose of lists and the like convert inside torch: `assert_close` reads there."""
     text = "torch.testing.assert_close(torch.ones(2), torch.ones(2))"
-    found = counted_in(store.ROOT / "cache_core" / "gates.py", text, "cpu")
+    found = counted_in(ROOT / "cache_core" / "gates.py", text, "cpu")
     assert set(found.places) == {"gates.py:2"}
 
 
@@ -286,7 +284,7 @@ class FakeEvent:
 def test_a_gpus_evaluations_are_timed_by_its_own_events_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("waited"))
-    ticker = lab.Ticker("cuda")
+    ticker = Ticker("cuda")
     ticker.block()
     ticker.tick()
     ticker.tick()
@@ -304,10 +302,55 @@ def test_on_a_gpu_the_idle_node_is_timed_on_a_piece_of_the_model() -> None:
 # --- what is measured -----------------------------------------------------------------------------------------------
 
 
+class FakeStudio:
+    """Takes what is attached as it is; its noise levels are their own places."""
+
+    model = "model"
+
+    def __init__(self) -> None:
+        self.lab = self
+
+    def attach(self, model: Any, method: Any) -> Any:
+        return model, method
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        return torch.arange(steps + 1)
+
+
+def test_each_kind_of_arm_has_its_own_set_up() -> None:
+    studio: Any = FakeStudio()
+    assert presets.fewer(10).set_up(studio, 28) == ("model", 10, None)
+    model, steps, sigmas = presets.dense(10, 1.6).set_up(studio, 28)
+    assert (model, steps) == ("model", 10) and sigmas.tolist() == [*lab_arms.places(28, 10, 1.6), 28]
+    _, _, alike = presets.alike(10).set_up(studio, 28)
+    assert alike.tolist() == [*placement.places(28, 10), 28] and alike.tolist() != sigmas.tolist()
+    (model, method), steps, sigmas = presets.auto(10).set_up(studio, 28)
+    assert (model, steps, sigmas) == ("model", 28, None) and method.params["speedup"] == 2.8
+    forecast = predictors.arm("output", predictor_parts.EVEN, "hold", 10)
+    assert forecast.made().rules[0].places == (MODEL,)
+    assert dataclasses.replace(forecast, feature="residual").made().rules[0].places == (TRUNK, MODEL)
+
+
+def test_a_run_is_known_by_all_that_changes_it_and_by_nothing_else() -> None:
+    """Names and places in a table may change; kind, settings and sampler may not."""
+    arm = presets.dense(10, 1.6)
+    named = dataclasses.replace(arm, family="other", name="other", core=True, quick=True)
+    assert arm.key() == named.key() and arm.version() == ""
+    others: list[Arm] = [
+        presets.fewer(10), presets.alike(10), dataclasses.replace(arm, count=9), dataclasses.replace(arm, power=1.3),
+        dataclasses.replace(arm, sampler="heun"), *presets.core_arms()[:3], presets.auto(10), presets.auto(9),
+        Cached("", "", "freqca", presets.auto(10).params), auto.part("1 band", 10), auto.part(auto.PARTS[0], 10),
+        predictors.arm("output", predictor_parts.EVEN, "hold", 10),
+    ]  # fmt: skip
+    assert len({each.key() for each in [arm, *others]}) == len(others) + 1
+    assert presets.auto(10).version() == code_version(["auto"]) != presets.method_arms(["freqca"])[0].version()
+    assert presets.alike(10).version() and predictors.arm("output", "even", "hold", 9).version() != code_version()
+
+
 def test_every_method_has_presets_that_it_accepts() -> None:
     made = methods()
     for arm in presets.method_arms(made):
-        assert not made[arm.method](**arm.params).never, arm.name
+        assert not arm.made().never, arm.name
     families = {arm.method: 0 for arm in presets.method_arms(made)}
     assert set(families) == set(made)
     names = [arm.name for arm in [*presets.method_arms(made), *presets.core_arms(), *presets.control_arms(28)]]
@@ -315,15 +358,15 @@ def test_every_method_has_presets_that_it_accepts() -> None:
 
 
 def test_a_method_without_presets_is_named_with_the_way_out() -> None:
-    with pytest.raises(presets.MissingPresets, match=r"newmethod\.py; add its table to bench/presets\.py"):
+    with pytest.raises(presets.MissingPresets, match=r"newmethod\.py; add its table to bench/lab/presets\.py"):
         presets.method_arms([*presets.PRESETS, "newmethod"])
 
 
 def test_the_default_grid_is_the_one_in_the_documents() -> None:
-    groups = quality.grid(methods())
+    groups = quality_grid.grid(methods())
     assert [(g.steps, g.cfg, len(g.pairs)) for g in groups] == [(28, 3, 24), (28, 1, 6), (20, 3, 6), (50, 3, 6)]
     assert [len(g.arms) for g in groups[1:]] == [len(methods()) + 1] * 3  # one row a method, and EasyCache
-    full = quality.grid(methods(), full=True)
+    full = quality_grid.grid(methods(), full=True)
     assert {len(g.arms) for g in full if g.steps == 28} == {len(groups[0].arms)}
     assert all(len(g.pairs) == COUNT for g in full)
 
@@ -337,20 +380,20 @@ def test_pairs_are_different_pictures() -> None:
 @pytest.mark.parametrize("power", [1.0, 1.3, 1.6, 2.0])
 def test_placements_have_the_count_asked_for(total: int, power: float) -> None:
     for count in range(2, total + 1):
-        steps = presets.places(total, count, power)
+        steps = lab_arms.places(total, count, power)
         assert len(steps) == count and steps[0] == 0 and steps[-1] == total - 1
         assert steps == sorted(set(steps))
-    early = presets.places(28, 10, 1.6)
+    early = lab_arms.places(28, 10, 1.6)
     assert early[1] - early[0] < early[-1] - early[-2]
 
 
 def test_warm_up_placements_are_the_published_ones() -> None:
     assert predictor_parts.anchors(predictor_parts.WARM, 12) == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27]
     for arm in [*predictors.arms(), *predictors.long_arms()]:
-        if arm.kind == "bench":
-            steps = arm.params.get("steps", predictor_parts.STEPS)
-            placed = predictor_parts.anchors(arm.params["placement"], arm.params["count"], steps)
-            assert len(placed) == arm.params["count"] and placed[-1] == steps - 1, arm.name
+        if isinstance(arm, predictor_parts.Forecast):
+            steps = arm.steps
+            placed = predictor_parts.anchors(arm.placement, arm.count, steps)
+            assert len(placed) == arm.count and placed[-1] == steps - 1, arm.name
 
 
 def test_ablation_has_the_papers_eight_combinations() -> None:
@@ -365,13 +408,13 @@ def test_ablation_says_where_the_best_combination_loses_to_fewer_steps(tmp_path:
     """Computed 7 and 9 by threshold: TADS 2 dB behind fewer steps, everything else 4 dB behind, TADS ahead at 9."""
 
     def make(arm: Arm, pair: Pair, steps: int) -> Outcome:
-        if arm.kind == "fewer":
-            return outcome(arm.params["count"], 20.0 + arm.params["count"])
+        if isinstance(arm, lab_arms.Plain):
+            return outcome(arm.count, 20.0 + arm.count)
         computed = 9 if arm.params["threshold"] < 0.5 else 7
         lead = (1.0 if computed == 9 else -2.0) if arm.family == "TADS" else -4.0
         return outcome(computed, 20.0 + computed + lead)
 
-    tables.write_csv(tmp_path / "ablation.csv", quality.rows(ablation.grid(2), make))
+    tables.write_csv(tmp_path / "ablation.csv", lab_grid.rows(ablation.grid(2), make))
     (sentence,) = ablation.against_fewer(tables.read_csv(tmp_path / "ablation.csv"))
     told = "ahead of fewer steps at 1 of 3 budgets (7: TADS -2.0 dB; 8: TADS -0.5 dB; 9: TADS +1.0 dB)."
     assert sentence == f"The best combination is {told}"
@@ -385,7 +428,7 @@ NOW = Step(9, 28, 0.35, 0, 0.0)
 
 def history_of(function: Callable[[float], float], sigmas: Sequence[float] = SIGMAS) -> tuple[Feature, ...]:
     """Features that all hold one number."""
-    return tuple(Feature(i, sigma, torch.full((1, 2, 3), function(sigma))) for i, sigma in enumerate(sigmas))
+    return tuple(Feature(Step(i, 9, sigma), torch.full((1, 2, 3), function(sigma))) for i, sigma in enumerate(sigmas))
 
 
 def forecast(predictor: Predictor, history: tuple[Feature, ...], now: Step = NOW) -> float:
@@ -411,7 +454,7 @@ def test_the_first_step_drops_out_of_log_snr_as_in_the_limit() -> None:
     assert forecast(made["linear in log-SNR × 1"](), start[:2]) == pytest.approx(1.05)  # holds
     assert forecast(made["linear in sigma × 1"](), start[:2]) == pytest.approx(1.65)
     assert forecast(made["Newton 2 in log-SNR"](), start) == forecast(made["linear in log-SNR × 1"](), start)
-    far = (Feature(0, 1 - 1e-15, start[0].value), *start[1:])
+    far = (Feature(Step(0, 9, 1 - 1e-15), start[0].value), *start[1:])
     near = forecast(made["Newton 2 in log-SNR"](), far)
     assert near == pytest.approx(forecast(made["Newton 2 in log-SNR"](), start), abs=0.05)
     dropped = made["Newton 2 in sigma, first step dropped"]()
@@ -456,7 +499,7 @@ def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> N
     start, slope, noise = (torch.randn(1, tokens, 8, generator=generator) for _ in range(3))
 
     def history(values: list[torch.Tensor]) -> tuple[Feature, ...]:
-        return tuple(Feature(i, s, v) for i, (s, v) in enumerate(zip([1.0, 0.9, 0.7], values, strict=True)))
+        return tuple(Feature(Step(i, 9, s), v) for i, (s, v) in enumerate(zip([1.0, 0.9, 0.7], values, strict=True)))
 
     line = history([start + slope * sigma for sigma in (1.0, 0.9, 0.7)])
     now = Step(5, 28, 0.55, 0, 0.0)
@@ -468,7 +511,7 @@ def test_back_tested_forecast_is_exact_on_a_straight_line_and_holds_noise() -> N
 
 def test_averaged_gains_are_those_of_two_anchors_and_one_band_needs_no_grid() -> None:
     """Values 0, 1, 2, 2.5 at even spacing: the last slope came at half of what was said, the one before in full."""
-    past = tuple(Feature(i, 1 - i / 10, torch.full((1, 2, 3), v)) for i, v in enumerate((0.0, 1.0, 2.0, 2.5)))
+    past = tuple(Feature(Step(i, 9, 1 - i / 10), torch.full((1, 2, 3), v)) for i, v in enumerate((0.0, 1.0, 2.0, 2.5)))
     now = Step(4, 28, 0.6, 0, 0.0)
     assert forecast(predictor_parts.BackTested(()), past, now) == pytest.approx(2.5 + 0.5 * 0.5)
     assert forecast(predictor_parts.BackTested((), averaged=True), past, now) == pytest.approx(2.5 + 0.75 * 0.5)
@@ -504,7 +547,7 @@ CODE = {
     "cache_core/methods/built.py": "from . import plain",
     "cache_core/methods/taller.py": "from .built import built",
     "nodes/host.py": "",
-    "nodes/sites.py": "",
+    "nodes/sites/trunk.py": "",
 }
 
 
@@ -522,7 +565,7 @@ def repository(tmp_path: Path) -> Path:
         ("cache_core/gates.py", {"plain", "taller", ""}),
         ("cache_core/metrics.py", {"plain", "taller", ""}),
         ("cache_core/models/flux.py", {"plain", "taller", ""}),
-        ("nodes/sites.py", {"plain", "taller", ""}),
+        ("nodes/sites/trunk.py", {"plain", "taller", ""}),
         ("cache_core/methods/plain.py", {"plain", "taller"}),  # by way of built
         ("cache_core/methods/taller.py", {"taller"}),
         ("cache_core/methods/newest.py", set()),
@@ -552,14 +595,14 @@ def test_the_stamp_covers_what_a_run_of_the_small_flux_imports() -> None:
     assert {file.name for file in method_files("freqca")} == {"freqca.py", "spectralcache.py"}
     assert {file.name for file in method_files("spectralcache")} == {"spectralcache.py"}
     for pattern in store.CODE:
-        assert list(store.ROOT.glob(pattern)), pattern
+        assert list(ROOT.glob(pattern)), pattern
     assert len({code_version([name]) for name in methods()} | {code_version()}) == len(methods()) + 1
 
 
 def made_up(arm: Arm, pair: Pair, steps: int) -> Outcome:
     """A world in which good comes 3 dB closer than as many plain steps, bad 3 dB less, and idle skips nothing."""
-    if arm.kind == "fewer":
-        return outcome(arm.params["count"], 20.0 + arm.params["count"] + pair.seed % 5)
+    if isinstance(arm, lab_arms.Plain):
+        return outcome(arm.count, 20.0 + arm.count + pair.seed % 5)
     if arm.family == "idle":
         return outcome(steps, math.inf, 1.0)
     computed = arm.params["count"]
@@ -569,9 +612,9 @@ def made_up(arm: Arm, pair: Pair, steps: int) -> Outcome:
 @pytest.fixture
 def csv(tmp_path: Path) -> Path:
     arms = [presets.fewer(n) for n in (6, 10, 14, 20)]
-    arms += [Arm(f, f"{f} {n}", params={"count": n}) for f in ("good", "bad") for n in (7, 14, 19)]
-    groups = [quality.group(28, 3.0, 5, [*arms, Arm("idle", "idle")])]
-    tables.write_csv(tmp_path / "quality.csv", quality.rows(groups, made_up))
+    arms += [Cached(f, f"{f} {n}", params={"count": n}) for f in ("good", "bad") for n in (7, 14, 19)]
+    groups = [lab_grid.group(28, 3.0, 5, [*arms, Cached("idle", "idle")])]
+    tables.write_csv(tmp_path / "quality.csv", lab_grid.rows(groups, made_up))
     return tmp_path / "quality.csv"
 
 
@@ -584,8 +627,8 @@ def test_rows_are_paired_with_as_many_steps_as_each_pair_computed(csv: Path) -> 
 
 @pytest.mark.parametrize(("sampler", "computed", "skips"), [("heun", 55, 0), ("heun", 54, 1), ("euler", 28, 0)])
 def test_a_full_run_skips_nothing_whatever_the_sampler(sampler: str, computed: int, skips: int) -> None:
-    group = quality.group(28, 3.0, 1, [Arm("a", "a")], sampler)
-    assert quality.row(group, group.arms[0], lambda *_: outcome(computed, 30.0))["skipping"] == skips
+    group = lab_grid.group(28, 3.0, 1, [Cached("a", "a")], sampler)
+    assert lab_grid.row(group, group.arms[0], lambda *_: outcome(computed, 30.0))["skipping"] == skips
 
 
 def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None:
@@ -641,18 +684,18 @@ def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
     """Early-dense plain steps come 1 dB closer than even ones; hold equals them, linear 2 dB more, Newton 2 5 dB less;
     the first step out of the history is worth 4 dB; 10 of 28, where few rows are made, flatters linear.
     """
-    value = 20.0 + arm.params["count"] + pair.seed % 5
-    if arm.kind == "dense":
+    value = 20.0 + arm.count + pair.seed % 5
+    if isinstance(arm, lab_arms.Dense):
         value += 1
-    if arm.kind == "bench":
-        name = arm.params["predictor"]
+    if isinstance(arm, predictor_parts.Forecast):
+        name = arm.predictor
         value += 1 + 2 * name.startswith("linear") - 5 * name.startswith("Newton 2") + 4 * ("dropped" in name)
-        value += 9 * (name.startswith("linear") and (steps, arm.params["count"]) == (28, 10))
-    return outcome(arm.params["count"], value)
+        value += 9 * (name.startswith("linear") and (steps, arm.count) == (28, 10))
+    return outcome(arm.count, value)
 
 
 def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) -> None:
-    tables.write_csv(tmp_path / "predictors.csv", quality.rows(predictors.grid(2), guessed))
+    tables.write_csv(tmp_path / "predictors.csv", lab_grid.rows(predictors.grid(2), guessed))
     table = predictors_report.tabled(tables.read_csv(tmp_path / "predictors.csv"))
 
     def line(text: str, start: str) -> list[str]:
@@ -696,22 +739,16 @@ def test_the_plot_has_every_family_and_leaves_out_what_skipped_nothing(csv: Path
     rows = tables.read_csv(csv)
     names = [curve.name for curve in quality_plot.curves(rows, "psnr")]
     assert names == ["good", "bad", "fewer steps"]
+    pytest.importorskip("matplotlib")
     quality_plot.draw(rows, tmp_path / "quality.png")
     with Image.open(tmp_path / "quality.png") as image:
         assert min(image.size) > 500 and len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
 
 
-def test_ticks_are_round_and_cover_the_values() -> None:
-    assert chart.ticks(4, 28) == [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0]
-    for low, high in ((0.61, 0.998), (21.3, 47.9), (3, 3)):
-        found = chart.ticks(low, high)
-        assert found[0] <= low and found[-1] >= high and len(found) <= 11
-
-
 def test_every_predictor_arm_is_a_method_that_the_engine_accepts() -> None:
     """A composition with a hole in it would only show after minutes of sampling."""
     for arm in [*predictors.arms(), *predictors.long_arms()]:
-        if arm.kind == "bench":
-            method = predictor_parts.method_of(arm)
+        if isinstance(arm, predictor_parts.Forecast):
+            method = arm.made()
             assert not method.never and 1 <= method.rules[0].predictor.depth <= predictor_parts.ALL
-            assert method.feature == ("absolute" if arm.params["feature"] == "absolute" else "residual")
+            assert method.rules[0].feature == ("absolute" if arm.feature == "absolute" else "residual")

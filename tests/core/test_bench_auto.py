@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from bench import auto, estimate, presets
-from bench.intervals import at
-from bench.quality_report import Row
-from bench.tables import read_csv
+from bench import ROOT
+from bench.lab import presets
+from bench.lab.intervals import at
+from bench.lab.reading import Row
+from bench.lab.table import read_csv
+from bench.tables import auto, estimate
 from cache_core import words
 from cache_core.methods.auto import auto as method
-from cache_core.predictors import hold
-from cache_core.types import MODEL
+from cache_core.predictors import Hold
+from cache_core.types import MODEL, TRUNK
 
 
 def row(family: str, computed: int, psnr: float, over: float = 1.0, cfg: str = "3.0") -> Row:
@@ -40,22 +40,23 @@ def test_the_grid_asks_for_every_budget_at_both_guidances_with_both_controls() -
         for count in presets.AUTO_COUNTS:
             assert all(arm in g.arms for arm in (presets.auto(count), presets.fewer(count), presets.alike(count)))
     assert {g.sampler for g in groups} == {presets.EULER, *auto.SAMPLERS}
-    assert all(arm.params["sampler"] == g.sampler for g in groups if g.sampler != presets.EULER for arm in g.arms)
+    assert all(arm.sampler == g.sampler for g in groups if g.sampler != presets.EULER for arm in g.arms)
     assert {(g.steps, g.cfg) for g in groups if g.steps != 28} == set(auto.SIDES)
-    known = {arm.name for arm in [*presets.method_arms(["freqca", "spectralcache"]), *presets.core_arms()]}
+    known = {arm.name for arm in [*presets.method_arms(["freqca", "spectralcache", "teacache"]), *presets.core_arms()]}
     assert known >= auto.OTHERS
 
 
 def test_parts_change_one_thing() -> None:
-    whole = method(speedup=28 / 12)
-    made = {name: auto.method_of(auto.part(name, 12)) for name in auto.PARTS}
-    assert whole.correction is not None and whole.site == MODEL
-    assert made["without the corrector"].correction is None
+    whole = method(speedup=28 / 12, quality="Custom")
+    made = {name: auto.part(name, 12).made() for name in auto.PARTS}
+    rules = {name: made[name].rules[0] for name in made}
+    assert whole.rules[0].correction is not None and whole.rules[0].places == (MODEL,)
+    assert rules["without the corrector"].correction is None
     assert made["without the corrector"].rules[0].predictor == whole.rules[0].predictor
-    assert made["placement alone"].correction is None and made["placement alone"].rules[0].predictor == hold()
-    assert made["site trunk"].site is None and made["site trunk"].correction is not None
+    assert rules["placement alone"].correction is None and rules["placement alone"].predictor == Hold()
+    assert rules["site trunk"].places == (TRUNK, MODEL) and rules["site trunk"].correction is not None
     assert [made[name].params["bands"] for name in ("1 band", "4 bands")] == [1, 4]
-    assert auto.method_of(presets.auto(12)).params == whole.params
+    assert presets.auto(12).made().params == whole.params
 
 
 def test_the_report_says_what_is_reached_and_what_is_not() -> None:
@@ -103,7 +104,7 @@ def test_an_estimate_is_ranked_against_the_error_and_scaled() -> None:
 @pytest.mark.parametrize("word", words.WORDS)
 def test_a_word_is_the_fewest_computed_steps_that_reach_its_level(word: str, steps: int) -> None:
     """On the committed curve, read between its points; the table shows one decimal."""
-    rows = read_csv(Path(auto.__file__).parent.parent / "docs" / "auto.csv")
+    rows = read_csv(ROOT / "docs" / "auto.csv")
     own = [r for r in rows if (r["steps"], float(r["cfg"]), r["sampler"]) == (str(steps), 3.0, "euler")]
     curve, level = auto.curve(own, presets.AUTO), words.LEVELS[word]
     count = words.computed(word, steps)

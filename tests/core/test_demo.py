@@ -14,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import demo, demo_files, demo_sheet, demo_table
-from bench.demo_table import Fewer, Quality, Result, Variant
-from bench.graphs import APPLY_DEFAULTS, Picture, cached, uncached
-from bench.server import HostError
+from bench.demo import command as demo
+from bench.demo import files as demo_files
+from bench.demo import sheet as demo_sheet
+from bench.demo import table as demo_table
+from bench.demo.table import Fewer, Quality, Result, Variant
+from bench.host.graphs import APPLY, Picture, cached, defaults, uncached
+from bench.host.server import HostError
 
 OFF = Variant("uncached", {"threshold": 0.0})
 ON = Variant("SpectralCache 0.6", {"threshold": 0.6})
@@ -102,7 +105,7 @@ def test_every_link_of_a_graph_leads_to_one_of_its_nodes(graph: dict[str, Any]) 
 
 def test_cached_graph_differs_only_by_the_two_nodes() -> None:
     plain, graph = uncached(Picture("a cat", cfg=3.0)), cached(Picture("a cat", cfg=3.0), {"threshold": 0.4})
-    assert graph["apply"]["inputs"] == {**APPLY_DEFAULTS, "threshold": 0.4, "model": ["shift", 0]}
+    assert graph["apply"]["inputs"] == {**defaults(APPLY), "threshold": 0.4, "model": ["shift", 0]}
     assert graph["stats"]["inputs"] == {"model": ["apply", 0], "after": ["sampler", 0]}
     assert graph["sampler"]["inputs"].pop("model") == ["apply", 0]
     assert plain["sampler"]["inputs"].pop("model") == ["shift", 0]
@@ -213,7 +216,7 @@ def test_json_has_null_where_pictures_are_identical(rows: list[demo_table.Row]) 
     off, on = tree["pictures"]
     assert off["quality"]["psnr"] is None and off["fewer"] is None
     assert on["fewer"] == {"steps": 1, "quality": {"psnr": 31.0, "ssim": 0.5}}
-    assert on["settings"] == {**APPLY_DEFAULTS, "threshold": 0.6} and len(on["trace"]["evaluations"]) == 4
+    assert on["settings"] == {**defaults(APPLY), "threshold": 0.6} and len(on["trace"]["evaluations"]) == 4
     assert tree["rows"][1]["difference"]["psnr"] == -1.0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,3 +31,12 @@ def test_the_compatibility_table_holds_exactly_what_is_tested() -> None:
             rows.add((area, line.split(" | ")[0][2:]))
     assert rows == claims()
     assert len(rows) > 40
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_document_names_is_there(document: str) -> None:
+    """Files and folders in backquotes, and linked ones: an answer that points nowhere is worse than none."""
+    text = (ROOT / document).read_text("utf-8")
+    tops = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    named = set(re.findall(rf"`((?:{tops})/[\w./-]+)`", text)) | set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
+    assert len(named) >= 4 and not [name for name in named if not (ROOT / name).exists()]

@@ -1,6 +1,7 @@
-"""The live text: its words from hand-made runs, how often it is sent, and that nothing it meets gets out."""
+"""The live view: what is told of hand-made runs, how often, to whom, and that nothing it meets gets out."""
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,74 +59,67 @@ class Clock:
         return self.now
 
 
-# the words ------------------------------------------------------------------------------------------------------------
+# what is told ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("recorder", "words"),
+    ("recorder", "figures"),
     [
-        (run("c"), "0/1 skipped"),
-        (run("ccc", estimate=0.5), "0/3 skipped"),
-        (run("ccsccs"), "2/6 skipped · 1.5x"),
-        (run("cscs", estimate=0.0084), "2/4 skipped · 2.0x · est. error 0.8 %"),
-        (run("cscs", estimate=float("nan")), "2/4 skipped · 2.0x"),
-        (run("cspc"), "1/4 skipped, 1 in part · 1.6x"),
-        (run("cccc", stood_down=("another cache",)), "stood down: another cache"),
-        (run("cscc", stood_down=("a remark", "caching failed")), "1/4 skipped · 1.3x · stood down: caching failed"),
+        (run("c"), {"done": 1, "skipped": 0, "partial": 0, "faster": 1.0, "estimate": None}),
+        (run("ccc", estimate=0.5), {"done": 3, "skipped": 0, "estimate": None}),
+        (run("ccsccs"), {"done": 6, "skipped": 2, "faster": 1.5}),
+        (run("cscs", estimate=0.0084), {"skipped": 2, "faster": 2.0, "estimate": 0.0084}),
+        (run("cscs", estimate=float("nan")), {"skipped": 2, "estimate": None}),
+        (run("cspc"), {"done": 4, "skipped": 1, "partial": 1, "faster": 1.6}),
     ],
 )
-def test_the_run_so_far(recorder: Any, words: str) -> None:
-    assert live.progress(recorder) == words
-
-
-def test_the_issues_example() -> None:
-    recorder = run("c" + "cs" * 11 + "ccccc", estimate=0.008)
-    assert len(recorder.records) == 28
-    assert live.outcome(recorder, "done", finished(recorder)) == "11/28 skipped · 1.6x · est. error 0.8 %"
+def test_the_run_so_far(recorder: Any, figures: dict[str, Any]) -> None:
+    told = live.progress(recorder)
+    assert {name: told[name] for name in figures} == figures
+    assert (told["state"], told["steps"], told["method"]) == ("sampling", len(recorder.records), "test")
 
 
 def test_the_final_figure_is_the_measured_one() -> None:
     recorder = run("ccsccs")
-    assert live.outcome(recorder, "done", finished(recorder, wall=1.27)) == "2/6 skipped · 1.3x"
-    assert live.outcome(recorder, "done", None) == "2/6 skipped · 1.5x"  # no trace: by work, as before
+    ended = live.outcome(recorder, "done", finished(recorder, wall=1.27))
+    assert (ended["state"], ended["faster"]) == ("done", 1.27)
+    assert live.outcome(recorder, "done", None)["faster"] == 1.5  # no trace: by work, as before
 
 
 @pytest.mark.parametrize("state", ["interrupted", "error"])
-def test_a_run_that_did_not_end_says_only_that(state: str) -> None:
+def test_a_run_that_did_not_end_says_so(state: str) -> None:
     recorder = run("ccs")
-    assert live.outcome(recorder, state, recorder.finish(state, {})) == state
-    assert live.outcome(recorder, state, None) == state
+    assert live.outcome(recorder, state, recorder.finish(state, {}))["state"] == state
+    assert live.outcome(recorder, state, None)["state"] == state
+    stopped = run("ccs", stood_down=("why",))
+    assert live.outcome(stopped, state, None)["state"] == state
 
 
-@pytest.mark.parametrize(
-    ("recorder", "words"),
-    [
-        (run("cccc", "FDC high band"), "nothing skipped: FDC high band"),
-        (run("cc"), "nothing skipped"),
-        (run(""), "nothing skipped"),
-        (
-            run("cccc", stood_down=("4 steps leave nothing safe to skip",)),
-            "stood down: 4 steps leave nothing safe to skip",
-        ),
-    ],
-)
-def test_a_run_without_a_skip_says_why(recorder: Any, words: str) -> None:
-    assert live.outcome(recorder, "done", finished(recorder, wall=1.02)) == words
+def test_a_run_that_stood_down_says_why() -> None:
+    recorder = run("cccc", stood_down=("a remark", "another cache"))
+    ended = live.outcome(recorder, "done", finished(recorder))
+    assert (ended["state"], ended["notes"][-1]) == ("stood down", "another cache")
 
 
-def test_a_long_reason_is_cut() -> None:
-    text = live.progress(run("cc", stood_down=("word " * 200,)))
-    assert len(text) <= live.LONGEST_REASON + len("stood down: ") and text.endswith("…")
+def test_an_evaluation_is_told_with_its_scores_limits_and_reason() -> None:
+    scores, limits = {"distance": 0.123456, "low": float("nan")}, {"distance": 0.6, "consecutive": 2.0}
+    record = trace.Record(3, 1, 0.87654321, 1, 1, "computed", False, 1.0, "threshold", scores, limits, 1)
+    told = live.evaluation(record)
+    assert told == [
+        *("computed", 3, 1, 0.8765, "threshold"),
+        {"distance": [0.1235, 0.6], "low": [None, None], "consecutive": [None, 2.0]},
+    ]
+    json.dumps(told, allow_nan=False)
 
 
 # how often ------------------------------------------------------------------------------------------------------------
 
 
-def sampled(seconds: float, evaluations: int) -> list[tuple[float, str]]:
-    """(when, text) of a run whose evaluations take `seconds` each."""
+def sampled(seconds: float, evaluations: int) -> list[tuple[float, dict[str, Any]]]:
+    """(when, message) of a run whose evaluations take `seconds` each."""
     clock, sent = Clock(), []
     recorder = run("")
-    shown = live.Live(recorder, lambda text: sent.append((clock.now, text)), clock)
+    shown = live.Live(recorder, lambda message: sent.append((clock.now, message)), clock)
     for record in run("c" + "cs" * evaluations).records[:evaluations]:
         clock.now += seconds
         recorder.records.append(record)
@@ -142,22 +136,33 @@ def test_five_a_second_at_most_the_first_and_the_last_always(seconds: float, eva
     times = [when for when, _ in sent]
     assert max(sum(start <= when < start + 1 for when in times) for start in times) <= 5
     assert times[0] == 100.0 + seconds
-    assert sent[0][1] == "0/1 skipped"
-    last = f"/{evaluations} skipped" if evaluations > 2 else "nothing skipped"
-    assert last in sent[-1][1]
-    if seconds >= live.INTERVAL and evaluations > 2:
-        assert len({text for _, text in sent}) >= evaluations - 1  # slow enough: each evaluation is shown
+    assert (sent[0][1]["done"], sent[0][1]["state"]) == (1, "sampling")
+    assert (sent[-1][1]["done"], sent[-1][1]["state"]) == (evaluations, "done")
+    if seconds >= live.INTERVAL:
+        assert len(sent) == evaluations + 1  # slow enough: each evaluation is shown when it ends
 
 
-def test_the_same_text_is_not_sent_again() -> None:
-    clock, sent = Clock(), []
-    recorder = run("cccc", stood_down=("why",))
-    shown = live.Live(recorder, sent.append, clock)
-    for _ in range(5):
-        clock.now += 1
-        shown.step()
-    shown.end("done", finished(recorder))
-    assert sent == ["stood down: why"]
+@pytest.mark.parametrize("seconds", [0.07, 0.9])
+def test_a_page_that_puts_the_messages_together_has_every_evaluation(seconds: float) -> None:
+    put: list[Any] = []
+    sent = [message for _, message in sampled(seconds, 40)]
+    for message in sent[:-1]:
+        assert message["first"] == len(put), "only what is new"
+        put += message["evaluations"]
+        assert len(put) == message["done"]
+    last = sent[-1]
+    assert (last["first"], len(last["evaluations"])) == (0, 40), "all of it again, for a page that came late"
+    assert last["evaluations"][: len(put)] == put
+    assert len({message["run"] for message in sent}) == 1
+
+
+def test_a_very_long_run_is_not_sent_twice() -> None:
+    last = sampled(30.0, live.ALL_AGAIN + 5)[-1][1]
+    assert last["first"] == live.ALL_AGAIN + 5 and last["evaluations"] == []
+
+
+def test_two_runs_have_two_names() -> None:
+    assert live.Live(run("c"), None).name != live.Live(run("c"), None).name
 
 
 # it never costs a run -------------------------------------------------------------------------------------------------
@@ -177,9 +182,13 @@ def test_nothing_gets_out(part: str) -> None:
     shown.end("done", {})
 
 
+PAGE = {"me": {"feature_flags": {"supports_preview_metadata": True, "supports_manager_v4_ui": True}}}
+
+
 def server(**parts: Any) -> ModuleType:
     module = ModuleType("server")
-    module.PromptServer = type("PromptServer", (), {"instance": type("Instance", (), parts)()})  # type: ignore[attr-defined]
+    known = {"client_id": "me", "sockets_metadata": PAGE, **parts}
+    module.PromptServer = type("PromptServer", (), {"instance": type("Instance", (), known)()})  # type: ignore[attr-defined]
     return module
 
 
@@ -188,9 +197,14 @@ def server(**parts: Any) -> ModuleType:
     [
         (None, "4"),
         (ModuleType("server"), "4"),  # a library of the same name
-        (server(client_id=None, send_progress_text=broken), "4"),  # no page
-        (server(client_id="me", send_progress_text=broken), None),  # attached by a script
-        (server(client_id="me"), "4"),  # a host without the utility
+        (server(client_id=None, send_sync=broken), "4"),  # nobody is named
+        (server(send_sync=broken), None),  # attached by a script
+        (server(send_sync=broken, sockets_metadata={}), "4"),  # it has gone
+        (server(send_sync=broken, sockets_metadata={"me": {"feature_flags": {}}}), "4"),  # a client of the API
+        (
+            server(send_sync=broken, sockets_metadata={"me": {"feature_flags": {"supports_preview_metadata": True}}}),
+            "4",
+        ),
     ],
 )
 def test_without_a_page_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, module: Any, node: str | None) -> None:
@@ -204,16 +218,18 @@ def test_without_a_page_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, module:
     live.Live(run("ccs"), None, clock).step()  # not even the clock is read
 
 
-def test_the_page_is_the_submitting_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workflow", [None, "5f0f8f4e"])
+def test_the_page_is_the_submitting_one_and_knows_node_and_workflow(
+    monkeypatch: pytest.MonkeyPatch, workflow: str | None
+) -> None:
     sent: list[tuple[Any, ...]] = []
-
-    def write(_: Any, text: str, node_id: str, sid: str | None = None) -> None:
-        sent.append((text, node_id, sid))
-
-    monkeypatch.setitem(sys.modules, "server", server(client_id="me", send_progress_text=write))
+    extra = {"extra_pnginfo": {"workflow": {"id": workflow}}} if workflow else {}
+    queue = type("Queue", (), {"get_current_queue_volatile": lambda _: ([(0, "prompt", {}, extra)], [])})()
+    module = server(send_sync=lambda _, *message: sent.append(message), prompt_queue=queue)
+    monkeypatch.setitem(sys.modules, "server", module)
     monkeypatch.setattr(live, "_on_screen", lambda node_id: f"shown {node_id}")
-    live.page("4")("hello")
-    assert sent == [("hello", "shown 4", "me")]
+    live.page("4")({"done": 1})
+    assert sent == [(live.EVENT, {"node": "shown 4", "workflow": workflow, "done": 1}, "me")]
 
 
 # the report -----------------------------------------------------------------------------------------------------------

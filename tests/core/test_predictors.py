@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_core.methods.freqca import freqca
-from cache_core.predictors import Weighted, bands, hermite, hold, linear, newton, taylor
+from cache_core.predictors import Hold, Linear, Weighted, bands, hermite, newton, taylor
 from cache_core.types import CacheError, Feature, Method, Step
 
 GRID = (4, 6)
@@ -18,14 +18,14 @@ GRID = (4, 6)
 
 def history(points: list[tuple[int, float]], values: list[torch.Tensor] | None = None) -> tuple[Feature, ...]:
     values = values or [torch.zeros(1)] * len(points)
-    return tuple(Feature(step, sigma, value) for (step, sigma), value in zip(points, values, strict=True))
+    return tuple(Feature(at(step, sigma), value) for (step, sigma), value in zip(points, values, strict=True))
 
 
 def at(step: int, sigma: float = 0.0) -> Step:
     return Step(step, 50, sigma)
 
 
-ALL = [hold(), linear(0.5), linear(1.0, "step"), newton(1), newton(2), taylor(1), taylor(2), hermite(1), hermite(2)]
+ALL = [Hold(), Linear(0.5), Linear(1.0, "step"), newton(1), newton(2), taylor(1), taylor(2), hermite(1), hermite(2)]
 UNEVEN = [(2, 0.9), (3, 0.85), (9, 0.4)]
 
 
@@ -64,10 +64,10 @@ def test_newton_is_exact_on_polynomials_at_uneven_spacing(
 def test_linear_is_exact_on_a_line_and_its_damping_scales_the_slope() -> None:
     entries = history([(0, 1.0), (3, 0.7)])
     for sigma in (0.6, 0.35):
-        assert linear(1.0).weights(entries, at(5, sigma)) == pytest.approx(newton(1).weights(entries, at(5, sigma)))
-    half = linear(0.5).weights(entries, at(5, 0.4))
+        assert Linear(1.0).weights(entries, at(5, sigma)) == pytest.approx(newton(1).weights(entries, at(5, sigma)))
+    half = Linear(0.5).weights(entries, at(5, 0.4))
     assert half == pytest.approx([-0.5, 1.5])
-    assert linear(0.0).weights(entries, at(5, 0.4)) == pytest.approx(hold().weights(entries, at(5, 0.4)))
+    assert Linear(0.0).weights(entries, at(5, 0.4)) == pytest.approx(Hold().weights(entries, at(5, 0.4)))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def random_history(seed: int = 0) -> tuple[Feature, ...]:
 
 
 @pytest.mark.parametrize("transform", ["dct", "fft"])
-@pytest.mark.parametrize("low", [hold(), hermite(2), newton(1)])
-@pytest.mark.parametrize("high", [hold(), hermite(2), newton(2)])
+@pytest.mark.parametrize("low", [Hold(), hermite(2), newton(1)])
+@pytest.mark.parametrize("high", [Hold(), hermite(2), newton(2)])
 def test_bands_are_each_predicted_by_their_own(transform: str, low: Weighted, high: Weighted) -> None:
     """Against the definition: split every feature, predict each band, add."""
     from cache_core.spectrum import low_pass
@@ -151,19 +151,19 @@ def test_bands_are_each_predicted_by_their_own(transform: str, low: Weighted, hi
 
 def test_hold_in_both_bands_is_hold() -> None:
     entries = random_history()
-    assert bands(hold(), hold(), "dct", 0.3).predict(entries, at(11, 0.3), GRID) is entries[-1].value
+    assert bands(Hold(), Hold(), "dct", 0.3).predict(entries, at(11, 0.3), GRID) is entries[-1].value
 
 
 def test_without_a_grid_the_high_band_stands_in_for_all() -> None:
     entries, now = random_history(), at(11, 0.3)
-    got = bands(hold(), newton(2), "dct", 0.3).predict(entries, now, None)
+    got = bands(Hold(), newton(2), "dct", 0.3).predict(entries, now, None)
     assert torch.equal(got, newton(2).predict(entries, now))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_arithmetic_is_float32_and_the_result_in_the_features_precision(dtype: torch.dtype) -> None:
-    entries = tuple(Feature(e.step, e.sigma, e.value.to(dtype)) for e in random_history())
-    exact = tuple(Feature(e.step, e.sigma, e.value.to(dtype).double()) for e in random_history())
+    entries = tuple(Feature(e.at, e.value.to(dtype)) for e in random_history())
+    exact = tuple(Feature(e.at, e.value.to(dtype).double()) for e in random_history())
     now = at(11, 0.3)
     got = newton(2).predict(entries, now)
     weights = newton(2).weights(exact, now)
@@ -178,8 +178,8 @@ def test_nothing_stored_is_written_to() -> None:
     for predictor in (
         newton(2),
         hermite(2),
-        bands(hold(), hermite(2), "dct", 0.3),
-        bands(newton(1), hold(), "fft", 0.3),
+        bands(Hold(), hermite(2), "dct", 0.3),
+        bands(newton(1), Hold(), "fft", 0.3),
     ):
         predictor.predict(entries, at(11, 0.3), GRID)
     assert all(torch.equal(e.value, copy) for e, copy in zip(entries, copies, strict=True))

@@ -14,18 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core import session as sessions
+from cache_core import track as tracks
 from cache_core.coefficients import IDENTITY, Calibration
 from cache_core.history import History
 from cache_core.methods.freqca import freqca
 from cache_core.methods.spectralcache import spectralcache
-from cache_core.session import Facts, LaneKey, Session
+from cache_core.session import Session, flow_noise
 from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary
-from cache_core.types import CacheError, Feature, Method, Probe
+from cache_core.track import REST, Facts, LaneKey, Track
+from cache_core.types import CacheError, Feature, Method, Probe, Schedule, Step
 
 CPU = torch.device("cpu")
 ALWAYS = {"threshold": 10.0, "tads_min": 1, "tads_max": 1, "max_consecutive": 2, "gamma_low": 1000, "gamma_high": 1000}
 FLAT = Calibration("flat", (0.0,), 1.0, False, "modulated", (), "test")
+
+
+def session(method: Method, sigmas: list[float], recorder: Recorder | None = None) -> Session:
+    return Session(method, Schedule(tuple(sigmas), flow_noise), recorder or Recorder("", {}, "", "", len(sigmas) - 1))
 
 
 class Toy:
@@ -35,7 +40,8 @@ class Toy:
         self.method = method or spectralcache(**{**ALWAYS, **params})
         self.sigmas = [1 - i / steps for i in range(steps + 1)]
         self.recorder = Recorder(self.method.name, {}, "toy", "trunk", steps)
-        self.session = Session(self.method, self.sigmas, self.recorder)
+        self.session = session(self.method, self.sigmas, self.recorder)
+        (self.track,) = self.session.tracks
         self.predicted: list[dict[str, float]] = []
 
     def evaluate(
@@ -52,14 +58,16 @@ class Toy:
         for names in calls:
             call = self.session.open([LaneKey(name) for name in names], [slice(i, i + 1) for i in range(len(names))])
             batch = torch.full((len(names), *shape), level)
-            self.session.enter(call, Facts(shape, batch.dtype, CPU), lambda rows, b=batch: Probe(b[rows]), FLAT)
-            if call.skip:
-                out = self.session.predict(call)
+            facts = Facts(shape, batch.dtype, CPU)
+            skip = self.track.enter(call, facts, lambda rows, b=batch: Probe(b[rows]), FLAT)
+            if skip:
+                out = self.track.predict(call)
+                self.track.leave_out(call)
                 self.predicted.append({name: float(out[i].mean()) for i, name in enumerate(names)})
             else:
                 values = [100.0 * step + ord(name[0]) for name in names]
-                self.session.keep(call, torch.stack([torch.full(shape, value) for value in values]))
-            skipped.append(call.skip)
+                self.track.store(call, torch.stack([torch.full(shape, value) for value in values]))
+            skipped.append(skip)
         self.session.end()
         return skipped
 
@@ -114,19 +122,33 @@ def test_a_new_lane_in_the_same_batch_is_computed_with_all_of_it() -> None:
     assert toy.predicted[-1] == {"a": 100 + ord("a"), "b": 100 + ord("b")}
 
 
-def test_a_lane_that_was_away_for_an_evaluation_is_dropped() -> None:
-    toy = Toy(max_consecutive=1000)
+@pytest.mark.parametrize("rest", range(1, REST + 2))
+def test_a_lane_may_rest_but_not_for_ever(rest: int) -> None:
+    """Guidance that turns to 1 and back: the negative's history survives a few evaluations without it."""
+    toy = Toy(steps=20, max_consecutive=1000)
     toy.evaluate(0, [["a"], ["b"]])
+    for step in range(rest):
+        toy.evaluate(1 + step, [["a"]])
+    assert toy.evaluate(1 + rest, [["a"], ["b"]]) == [True, rest <= REST]
+
+
+@pytest.mark.parametrize("leaving", ["a", "b"])
+def test_a_leader_that_rests_or_leaves_costs_nothing(leaving: str) -> None:
+    """[a, b] by turns with one of them alone: whoever comes first decides, each lane by its own past."""
+    toy = Toy(steps=20, max_consecutive=1000)
+    toy.evaluate(0, [["a"], ["b"]])
+    for step in range(1, 12):
+        staying = "b" if leaving == "a" else "a"
+        lanes = [["a"], ["b"]] if step % 2 else [[staying]]
+        assert toy.evaluate(step, lanes) == [True] * len(lanes)
+
+
+def test_a_new_first_lane_computes() -> None:
+    toy = Toy(max_consecutive=1000)
+    toy.evaluate(0, [["a"]])
     toy.evaluate(1, [["a"]])
-    assert toy.evaluate(2, [["a"], ["b"]]) == [True, False]
-
-
-def test_another_first_lane_computes_once() -> None:
-    toy = Toy(max_consecutive=1000)
-    toy.evaluate(0, [["a"], ["b"]])
-    toy.evaluate(1, [["a"], ["b"]])
     assert toy.evaluate(2, [["b"], ["a"]]) == [False, False]
-    assert toy.recorder.records[-1].reason == "first lane changed"
+    assert toy.recorder.records[-1].reason == "no history"
     assert toy.evaluate(3, [["b"], ["a"]]) == [True, True]
 
 
@@ -177,39 +199,40 @@ def test_steps_are_found_by_sigma(levels: list[float], data: Any) -> None:
     sigmas = [*sorted(levels, reverse=True), 0.0]
     sigma = data.draw(st.one_of(st.sampled_from(sigmas[:-1]), st.floats(0.0, 1.5)))
     method = spectralcache(**ALWAYS)
-    session = Session(method, sigmas, Recorder("", {}, "", "", len(sigmas) - 1))
+    run = session(method, sigmas)
     candidates = [i for i in range(len(sigmas) - 1) if sigmas[i] >= sigma * (1 - 1e-4)]
-    assert session._locate(sigma).index == (candidates[-1] if candidates else 0)
-    again = session._locate(sigma)
+    assert run.locate(sigma).index == (candidates[-1] if candidates else 0)
+    again = run.locate(sigma)
     assert again.stage == 1 and again.index <= again.position <= again.index + 1
 
 
 def test_evaluations_between_two_steps_have_a_position_between_them() -> None:
     """dpm_2 evaluates twice in a step: a method that counts in steps must not see the same place twice."""
-    session = Session(spectralcache(**ALWAYS), [1.0, 0.8, 0.5, 0.0], Recorder("", {}, "", "", 3))
-    positions = [session._locate(sigma).position for sigma in (1.0, 0.9, 0.8, 0.65, 0.5, 0.25)]
+    run = session(spectralcache(**ALWAYS), [1.0, 0.8, 0.5, 0.0])
+    positions = [run.locate(sigma).position for sigma in (1.0, 0.9, 0.8, 0.65, 0.5, 0.25)]
     assert positions == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
 
 
 def test_history_falls_strictly_and_replaces_within_tolerance() -> None:
     history = History(5)
     for step, sigma in enumerate((1.0, 0.8, 0.8 * (1 - 0.5e-4), 0.6, 0.4)):
-        history = history.push(Feature(step, sigma, torch.tensor(float(step)), {"slope": torch.zeros(1)}))
-    assert [entry.step for entry in history.entries] == [0, 2, 3, 4]
-    assert [entry.step for entry in History(2, history.entries).push(Feature(5, 0.3, torch.zeros(1))).entries] == [4, 5]
-    assert [entry.sigma for entry in history.entries] == sorted((e.sigma for e in history.entries), reverse=True)
+        history = history.push(Feature(Step(step, 5, sigma), torch.tensor(float(step)), {"slope": torch.zeros(1)}))
+    assert [entry.at.index for entry in history.entries] == [0, 2, 3, 4]
+    shorter = History(2, history.entries).push(Feature(Step(5, 5, 0.3), torch.zeros(1)))
+    assert [entry.at.index for entry in shorter.entries] == [4, 5]
+    assert [entry.at.sigma for entry in history.entries] == sorted((e.at.sigma for e in history.entries), reverse=True)
     assert [bool(entry.learned) for entry in history.entries] == [False, False, False, True]  # the newest one's alone
 
 
 def test_one_read_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = sessions._read
+    read = tracks._read
 
     def counted(figures: dict[str, torch.Tensor]) -> dict[str, float]:
         reads.append(len(figures))
         return read(figures)
 
-    monkeypatch.setattr(sessions, "_read", counted)
+    monkeypatch.setattr(tracks, "_read", counted)
     toy = Toy()
     for step in range(12):
         toy.evaluate(step, [["a"], ["b"], ["c"]])
@@ -220,8 +243,8 @@ def test_the_state_of_the_method_is_float64_where_the_device_has_it() -> None:
     toy = Toy()
     for step in range(3):
         toy.evaluate(step, [["a"]])
-    assert set(toy.session._ledger) == {"consecutive", "distance"}
-    assert all(value.dtype == torch.float64 and value.ndim == 0 for value in toy.session._ledger.values())
+    assert set(toy.track._ledger) == {"consecutive", "distance"}
+    assert all(value.dtype == torch.float64 and value.ndim == 0 for value in toy.track._ledger.values())
 
 
 def test_without_float64_the_same_read_feeds_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,14 +262,14 @@ def test_without_float64_the_same_read_feeds_the_host(monkeypatch: pytest.Monkey
             return True
 
     made: list[Any] = []
-    scalar = sessions._scalar
+    scalar = tracks._scalar
 
     def on_cpu(value: float, home: Any) -> torch.Tensor:
         made.append(value)
         return scalar(value, CPU)
 
-    monkeypatch.setattr(Session, "_home", lambda self, device: Elsewhere())
-    monkeypatch.setattr(sessions, "_scalar", on_cpu)
+    monkeypatch.setattr(Track, "_home", lambda self, device: Elsewhere())
+    monkeypatch.setattr(tracks, "_scalar", on_cpu)
     toy = Toy(threshold=0.5)
     for step in range(12):
         toy.evaluate(step, [["a"]])
@@ -265,7 +288,7 @@ def test_a_thousand_runs_keep_nothing() -> None:
 
     for _ in range(1000):
         toy = Toy(steps=6)
-        toy.session._keep = keep
+        toy.session.keep = keep
         for step in range(6):
             toy.evaluate(step, [["a"]])
         toy.session.close()
@@ -275,9 +298,9 @@ def test_a_thousand_runs_keep_nothing() -> None:
     assert len(kept) > 10_000 and not any(ref() is not None for ref in kept)
 
 
-def test_a_method_without_a_rule_for_the_trunk_is_refused() -> None:
-    with pytest.raises(CacheError, match="no rule for the trunk"):
-        Session(Method("empty", ()), [1.0, 0.0], Recorder("", {}, "", "", 1))
+def test_a_method_without_a_rule_is_refused() -> None:
+    with pytest.raises(CacheError, match="no rule"):
+        session(Method("empty", ()), [1.0, 0.0])
 
 
 # the trace ------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import torch
 from cache_core.coefficients import Calibration
 from cache_core.gates import Bell
 from cache_core.methods.spectralcache import spectralcache
-from cache_core.session import Facts, LaneKey, Session
+from cache_core.session import Session, flow_noise
 from cache_core.trace import Recorder, report
-from cache_core.types import TRUNK, CacheError, Method, Probe, Step
+from cache_core.track import Facts, LaneKey
+from cache_core.types import CacheError, Method, Probe, Schedule, Step
 
 OFF = {"tads_min": 1.0, "tads_max": 1.0, "max_consecutive": 1000, "gamma_low": 1000.0, "gamma_high": 1000.0}
 """All components off: TeaCache."""
@@ -37,16 +38,18 @@ def run(
 ) -> tuple[list[int], Recorder]:
     """Drive a session through one lane and `steps` steps; returns the steps that were skipped."""
     sigmas = [1 - i / steps for i in range(steps + 1)]
-    recorder = Recorder(method.name, method.params, "toy", TRUNK, steps)
-    session = Session(method, sigmas, recorder)
+    recorder = Recorder(method.name, method.params, "toy", "trunk", steps, counted=method.counted)
+    session = Session(method, Schedule(tuple(sigmas), flow_noise), recorder)
+    (track,) = session.tracks
     facts = Facts((4, 8), torch.float32, torch.device("cpu"))
     for step in range(steps):
         m = modulated(step) if modulated else torch.full((1, 4, 8), 1.0 + 0.01 * step)
         session.begin(torch.tensor([sigmas[step]]))
         call = session.open([LaneKey("cond")], [slice(0, 1)])
-        session.enter(call, facts, lambda rows, m=m: Probe(m[rows]), calibration)
-        if not call.skip:
-            session.keep(call, torch.full((1, 4, 8), float(step)))
+        if track.enter(call, facts, lambda rows, m=m: Probe(m[rows]), calibration):
+            track.leave_out(call)
+        else:
+            track.store(call, torch.full((1, 4, 8), float(step)))
         session.end()
     session.close()
     return [r.step for r in recorder.records if r.action == "skipped"], recorder

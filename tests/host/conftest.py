@@ -33,6 +33,13 @@ CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    if is_worker(config):  # the processors are shared with the others
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of several processes that pytest-xdist started."""
+    return hasattr(config, "workerinput")
 
 
 class Claims:
@@ -40,13 +47,13 @@ class Claims:
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[str, str], list[bool]] = {}
-        self.tests: dict[tuple[str, str], str] = {}
+        self.tests: dict[tuple[str, str], tuple[str, int, str]] = {}
 
-    def note(self, item: pytest.Item, passed: bool) -> None:
-        for mark in item.iter_markers("claim"):
-            claim = (mark.args[0], mark.args[1])
-            self.outcomes.setdefault(claim, []).append(passed)
-            self.tests[claim] = f"{item.path.name}: {getattr(item, 'originalname', item.name)}"
+    def note(self, report: pytest.TestReport) -> None:
+        for name, (area, what, *test) in report.user_properties:
+            if name == "claim":
+                self.outcomes.setdefault((area, what), []).append(report.passed)
+                self.tests[area, what] = (test[0], test[1], test[2])
 
     def markdown(self, version: str) -> str:
         lines = [
@@ -59,9 +66,11 @@ class Claims:
         areas = dict.fromkeys(area for area, _ in self.outcomes)
         for area in sorted(areas):
             lines += ["", f"## {area}", "", "| | cases | test |", "|---|---:|---|"]
-            for (where, what), outcomes in self.outcomes.items():
-                if where == area and all(outcomes):
-                    lines.append(f"| {what} | {len(outcomes)} | {self.tests[where, what]} |")
+            rows = sorted((test, what) for (where, what), test in self.tests.items() if where == area)
+            for (file, _, test), what in rows:
+                outcomes = self.outcomes[area, what]
+                if all(outcomes):
+                    lines.append(f"| {what} | {len(outcomes)} | {file}: {test} |")
         return "\n".join([*lines, ""])
 
 
@@ -70,18 +79,23 @@ CLAIMS = Claims()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test claims goes with its report, which a worker sends to the process that writes the table."""
     report = yield
     if report.when == "call" or report.failed:
-        CLAIMS.note(item, report.passed)
+        test = (item.path.name, item.location[1], getattr(item, "originalname", item.name))
+        report.user_properties += [("claim", (*mark.args, *test)) for mark in item.iter_markers("claim")]
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    CLAIMS.note(report)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     target = os.environ.get(CLAIMS_FILE)
-    if target and CLAIMS.outcomes:
-        from comfyui_version import __version__
-
-        Path(target).write_text(CLAIMS.markdown(__version__), encoding="utf-8")
+    if target and CLAIMS.outcomes and not is_worker(session.config):
+        version = _load_file(Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").__version__
+        Path(target).write_text(CLAIMS.markdown(version), encoding="utf-8")
 
 
 # the host -------------------------------------------------------------------------------------------------------------
@@ -108,6 +122,16 @@ def _load_pack() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_package(name: str, folder: Path) -> Any:
+    """A package by path."""
+    places = [str(folder)]
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=places)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -190,7 +214,9 @@ class Host:
         self.stats_node = importlib.import_module(f"{PACK}.nodes.stats").SpectralCacheStats
         self.core = importlib.import_module(f"{PACK}.cache_core")
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
+        self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
@@ -210,7 +236,7 @@ class Host:
 
     def lane(self, name: str) -> Any:
         """A lane key."""
-        return importlib.import_module(f"{PACK}.cache_core.session").LaneKey(name)
+        return importlib.import_module(f"{PACK}.cache_core.track").LaneKey(name)
 
     def weight_patches(self, suffix: str) -> dict[str, Any]:
         """A small random change of some weights, in the form in which LoRAs reach a ModelPatcher."""
@@ -253,8 +279,9 @@ class Host:
         return self.host.attach(model or self.model, self.core.methods()["freqca"](**params), None)
 
     def auto(self, model: Any = None, **params: Any) -> Any:
-        """A clone of `model` (the small FLUX) with SpectralCache Auto on it."""
-        return self.host.attach(model or self.model, self.core.methods()["auto"](**params), None)
+        """A clone of `model` (the small FLUX) with SpectralCache Auto on it, by the number unless a word is given."""
+        method = self.core.methods()["auto"](**{"quality": "Custom", **params})
+        return self.host.attach(model or self.model, method, None)
 
     def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
         """Random conditioning: b m d = 1 tokens 64."""
@@ -340,6 +367,10 @@ class Caching:
     skip: dict[str, Any]
     site: str
 
+    def never(self, model: Any = None) -> Any:
+        """A clone of `model` (the small FLUX) with the method switched off."""
+        return self._attached(model, dict(METHODS[self.method].never))
+
     def refusing(self, model: Any = None) -> Any:
         """A clone of `model` (the small FLUX) on which nothing is skipped."""
         return self._attached(model, self.record)
@@ -352,32 +383,45 @@ class Caching:
         return self.host.host.attach(model or self.host.model, self.host.core.methods()[self.method](**params), None)
 
 
-EAGER = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
-METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "SpectralCache": ("spectralcache", {"threshold": 1e-6}, EAGER, "trunk"),
-    "FreqCa": ("freqca", {"warmup_steps": 100}, {"interval": 3, "warmup_steps": 1}, "trunk"),
-    "Auto": ("auto", {"keep_first": 100}, {"speedup": 3.0}, "model"),
-    "Auto, trunk": ("auto", {"keep_first": 100, "site": "trunk"}, {"speedup": 3.0, "site": "trunk"}, "trunk"),
-}
-"""name: file, settings that skip nothing, settings that skip, site."""
+METHODS = _load_package("spectralcache_tests_core", ROOT / "cache_core").methods()
 
 
-@pytest.fixture(params=METHODS)
+def _cases() -> Iterator[Any]:
+    """Every method that has a node of its own, with the examples that its file declares, and every variant of it. The
+    others run in test_methods.py: all of them here would cost CI an hour.
+    """
+    for name, published in METHODS.items():
+        if not published.own_node:
+            continue
+        for variant in ({}, *published.variants):
+            refusing, skipping = ({**example, **variant} for example in (published.refusing, published.skipping))
+            site = published(**skipping).rules[0].places[0].kind
+            title = ", ".join([published.title, *(str(value) for value in variant.values())])
+            yield pytest.param((name, refusing, skipping, site), id=title)
+
+
+@pytest.fixture(params=_cases())
 def caching(request: pytest.FixtureRequest, host: Host) -> Caching:
-    """Every method in turn, for what has to hold whatever the method is."""
-    return Caching(host, *METHODS[request.param])
+    """Every method with its own node in turn, for what has to hold whatever the method is."""
+    return Caching(host, *request.param)
+
+
+@pytest.fixture(params=[name for name, method in METHODS.items() if not method.own_node])
+def further(request: pytest.FixtureRequest) -> str:
+    """Every method without a node of its own in turn, by name."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def graphs() -> ModuleType:
     """The demo's graph builders."""
-    return _load_file(ROOT / "bench" / "graphs.py")
+    return _load_file(ROOT / "bench" / "host" / "graphs.py")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless ComfyUI with the pack and the stand-ins, for every test that goes through its API."""
-    module = _load_file(ROOT / "bench" / "server.py")
+    module = _load_file(ROOT / "bench" / "host" / "server.py")
     base = module.base_directory(tmp_path_factory.mktemp("comfyui"))
     with module.Server(base) as running:
         yield running

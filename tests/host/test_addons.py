@@ -192,7 +192,9 @@ def test_lora_hooks_with_keyframes_compute_when_the_weights_change(host: Any, ca
         host.sample(model, steps=STEPS, positive=hooked)
         return [e["reason"] for e in host.trace()["evaluations"] if e["action"] == "computed"]
 
-    assert reasons(caching.fast()).count("weights changed") == 1
+    # where whole evaluations are skipped, the keyframe is an edge that is known beforehand
+    changed = "conditioning changed" if caching.site == "guided" else "weights changed"
+    assert reasons(caching.fast()).count(changed) == 1
     assert host.trace()["skipped"] >= 5
     unlimited = FAST | {"max_consecutive": 1000}
     assert reasons(host.apply(**unlimited)) == ["first step", "weights changed", "last step"]

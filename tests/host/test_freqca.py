@@ -205,9 +205,9 @@ def test_nothing_is_forecast_across_the_start_of_a_controlnet(host: Any) -> None
     lengths: list[tuple[int, int]] = []
     predict = type(predictors).predict
 
-    def watched(self: Any, history: Any, now: Any, grid: Any = None) -> Any:
+    def watched(self: Any, history: Any, now: Any, grid: Any = None, figures: Any = None) -> Any:
         lengths.append((now.index, len(history)))
-        return predict(self, history, now, grid)
+        return predict(self, history, now, grid, figures)
 
     type(predictors).predict = watched
     try:

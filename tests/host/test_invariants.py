@@ -1,4 +1,4 @@
-"""DESIGN section 3, invariants 1-5 and 8, on the real host with the small trained FLUX."""
+"""The invariants, on the real host with the small trained FLUX. Tests that take `caching` walk every method."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def skipped(trace: dict[str, Any]) -> list[int]:
     return [e["step"] for e in trace["evaluations"] if e["action"] == "skipped"]
 
 
+def calls(trace: dict[str, Any]) -> set[int]:
+    """Model calls an evaluation, of those that made any."""
+    return {e["calls"] for e in trace["evaluations"] if e["calls"]}
+
+
 def decisions(trace: dict[str, Any]) -> list[tuple[int, int, str, str]]:
     return [(e["step"], e["stage"], e["action"], e["reason"]) for e in trace["evaluations"]]
 
@@ -24,21 +29,27 @@ def decisions(trace: dict[str, Any]) -> list[tuple[int, int, str, str]]:
 # 1: attached but never skipping is bit-identical ----------------------------------------------------------------------
 
 
+@pytest.mark.claim("Every method", "switched off, or refusing every step: bit-identical, with as many blocks run")
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("params", [{"threshold": 0.0}, {"max_consecutive": 0}, {"threshold": 1e-6}])
+@pytest.mark.parametrize(("cfg", "batch"), [(1.0, 1), (3.0, 2)])
+@pytest.mark.parametrize("gate", ["never", "refusing"])
 def test_never_skipping_is_bit_identical(
-    host: Any, sampler: str, cfg: float, batch: int, params: dict[str, float]
+    host: Any, caching: Any, sampler: str, cfg: float, batch: int, gate: str
 ) -> None:
     options = {"sampler": sampler, "cfg": cfg, "batch": batch, "steps": 8}
     plain, blocks = host.counted(lambda: host.sample(host.model, **options))
-    ours, ours_blocks = host.counted(lambda: host.sample(host.apply(**params), **options))
+    ours, ours_blocks = host.counted(lambda: host.sample(getattr(caching, gate)(), **options))
     assert torch.equal(plain, ours)
     assert blocks == ours_blocks
     trace = host.trace()
     assert (trace["computed"], trace["skipped"], trace["state"]) == (8, 0, "done")
-    assert (trace["cache_bytes"] > 0) == (params == {"threshold": 1e-6})  # recording fully on
+    assert (trace["cache_bytes"] > 0) == (gate == "refusing")  # recording fully on
+
+
+@pytest.mark.parametrize("params", [{"threshold": 0.0}, {"max_consecutive": 0}])
+def test_either_of_two_values_switches_it_off(host: Any, params: dict[str, float]) -> None:
+    assert torch.equal(host.sample(host.apply(**params), steps=8), host.sample(host.model, steps=8))
+    assert host.trace()["cache_bytes"] == 0
 
 
 def test_off_installs_no_block_hook(host: Any) -> None:
@@ -60,22 +71,24 @@ def test_off_installs_no_block_hook(host: Any) -> None:
 
 
 @pytest.mark.claim("Complaints about caching packs", "state leaks: the effect stays after the node is gone")
-def test_removed_after_cached_runs_is_bit_identical(host: Any) -> None:
+def test_removed_after_cached_runs_is_bit_identical(host: Any, caching: Any) -> None:
     plain = host.sample(host.model)
-    cached = host.sample(host.apply(**FAST))
+    cached = host.sample(caching.fast())
     assert not torch.equal(plain, cached)
     assert torch.equal(host.sample(host.model), plain)
-    assert torch.equal(host.sample(host.apply(**FAST)), cached)  # second use: nothing is left over from the first
+    assert torch.equal(host.sample(caching.fast()), cached)  # second use: nothing is left over from the first
     assert torch.equal(host.sample(host.model), plain)
 
 
 @pytest.mark.claim(
     "Complaints about caching packs", "state leaks after an error, an interrupt or running out of memory"
 )
-@pytest.mark.parametrize("failure", ["error", "interrupt", "out of memory"])
-@pytest.mark.parametrize("where", ["first block", "middle block", "last block"])
-def test_removed_after_a_failed_run_is_bit_identical(host: Any, failure: str, where: str) -> None:
-    plain, cached = host.sample(host.model), host.sample(host.apply(**FAST))
+@pytest.mark.parametrize(
+    ("failure", "where"),
+    [("error", "first block"), ("interrupt", "middle block"), ("out of memory", "last block"), ("error", "last block")],
+)
+def test_removed_after_a_failed_run_is_bit_identical(host: Any, caching: Any, failure: str, where: str) -> None:
+    plain, cached = host.sample(host.model), host.sample(caching.fast())
     management = host.comfy.model_management
     kinds = {
         "error": RuntimeError("injected"),
@@ -95,26 +108,27 @@ def test_removed_after_a_failed_run_is_bit_identical(host: Any, failure: str, wh
     handle = blocks[index].register_forward_pre_hook(fail)
     try:
         with pytest.raises(type(kinds[failure])):
-            host.sample(host.apply(**FAST))
+            host.sample(caching.fast())
     finally:
         handle.remove()
     assert host.trace()["state"] == ("interrupted" if failure == "interrupt" else "error")
     assert torch.equal(host.sample(host.model), plain)
-    assert torch.equal(host.sample(host.apply(**FAST)), cached)
+    assert torch.equal(host.sample(caching.fast()), cached)
 
 
-def test_nothing_is_held_after_a_run(host: Any, remains: Any) -> None:
-    model = host.apply(**FAST)
+@pytest.mark.claim("Every method", "nothing is held after a run")
+def test_nothing_is_held_after_a_run(host: Any, caching: Any, remains: Any) -> None:
+    model = caching.fast()
     host.sample(model, cfg=3.0)
     gc.collect()
-    assert len(remains.tensors) > 20 and len(remains.sessions) == 1
+    assert len(remains.tensors) > 5 and len(remains.sessions) == 1
     assert [ref for ref in remains.tensors if ref() is not None] == []
     assert remains.sessions[0]() is None
 
 
-def test_the_model_that_came_in_is_not_changed(host: Any) -> None:
+def test_the_model_that_came_in_is_not_changed(host: Any, caching: Any) -> None:
     before = repr(host.model.model_options), dict(host.model.wrappers), dict(host.model.attachments)
-    host.sample(host.apply(**FAST))
+    host.sample(caching.fast())
     assert (repr(host.model.model_options), dict(host.model.wrappers), dict(host.model.attachments)) == before
 
 
@@ -148,37 +162,36 @@ def test_writing_into_what_a_skip_returned_changes_nothing_later(host: Any) -> N
 
 
 @pytest.mark.claim("Complaints about caching packs", "wrong residual where CFG is split into two calls")
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("sampler", "batch"), [("euler", 1), ("ddim", 2), ("dpmpp_2m", 1)])
 def test_batched_and_split_conditionings_agree(
-    host: Any, monkeypatch: pytest.MonkeyPatch, sampler: str, batch: int
+    host: Any, caching: Any, monkeypatch: pytest.MonkeyPatch, sampler: str, batch: int
 ) -> None:
     options = {"cfg": 3.0, "batch": batch, "sampler": sampler}
-    together = host.sample(host.apply(**FAST), **options)
+    together = host.sample(caching.fast(), **options)
     first = host.trace()
     monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
-    apart = host.sample(host.apply(**FAST), **options)
+    apart = host.sample(caching.fast(), **options)
     second = host.trace()
-    assert {e["calls"] for e in first["evaluations"]} == {1}
-    assert {e["calls"] for e in second["evaluations"]} == {2}
+    assert calls(first) == {1} and calls(second) == {2}
     assert decisions(first) == decisions(second)
-    assert torch.allclose(together, apart, atol=2e-4)
+    assert torch.allclose(together, apart, atol=1e-3)
 
 
-def test_cond_and_uncond_do_not_mix(host: Any) -> None:
+@pytest.mark.claim("Every method", "conditional and unconditional results do not mix")
+def test_cond_and_uncond_do_not_mix(host: Any, caching: Any) -> None:
     """With the same conditioning on both sides CFG cancels, so a cached CFG run equals the cached run without it."""
     same = host.conditioning(1)
-    alone = host.sample(host.apply(**FAST), cfg=1.0, positive=same)
-    guided = host.sample(host.apply(**FAST), cfg=3.0, positive=same, negative=host.conditioning(1))
+    alone = host.sample(caching.fast(), cfg=1.0, positive=same)
+    guided = host.sample(caching.fast(), cfg=3.0, positive=same, negative=host.conditioning(1))
     assert torch.allclose(alone, guided, atol=2e-3)
-    different = host.sample(host.apply(**FAST), cfg=3.0, positive=same)
+    different = host.sample(caching.fast(), cfg=3.0, positive=same)
     assert not torch.allclose(alone, different, atol=2e-2)
 
 
-def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any) -> None:
-    host.sample(host.apply(**FAST), cfg=3.0, negative=host.conditioning(2, tokens=5))
+def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any, caching: Any) -> None:
+    host.sample(caching.fast(), cfg=3.0, negative=host.conditioning(2, tokens=5))
     trace = host.trace()
-    assert {(e["calls"], e["lanes"]) for e in trace["evaluations"]} == {(2, 2)}
+    assert {(e["calls"], e["lanes"]) for e in trace["evaluations"] if e["calls"]} == {(2, 2)}
     assert trace["partial"] == 0 and trace["skipped"] > 4
 
 
@@ -196,11 +209,19 @@ def test_first_and_last_step_are_computed(host: Any, sampler: str, steps: int) -
     assert [trace["evaluations"][i]["reason"] for i in (0, -1)] == ["first step", "last step"]
 
 
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "heun"])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_both_ends_are_computed_whatever_the_method(host: Any, caching: Any, sampler: str, steps: int) -> None:
+    host.sample(caching.fast(), sampler=sampler, steps=steps, size=(8, 8))
+    ends = [e["action"] for e in host.trace()["evaluations"] if e["step"] in (0, steps - 1)]
+    assert set(ends) == {"computed"} and len(ends) >= 2
+
+
 @pytest.mark.claim("Complaints about caching packs", "few-step models: nothing is skipped, and it is said")
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-def test_too_few_steps_stand_down_with_a_note(host: Any, steps: int) -> None:
+def test_too_few_steps_stand_down_with_a_note(host: Any, caching: Any, steps: int) -> None:
     plain = host.sample(host.model, steps=steps)
-    assert torch.equal(host.sample(host.apply(**FAST), steps=steps), plain)
+    assert torch.equal(host.sample(caching.fast(), steps=steps), plain)
     trace = host.trace()
     assert (trace["state"], trace["skipped"], trace["computed"]) == ("stood down", 0, steps)
     assert "nothing safe to skip" in trace["notes"][0]
@@ -211,10 +232,9 @@ def test_too_few_steps_stand_down_with_a_note(host: Any, steps: int) -> None:
 
 @pytest.mark.claim("Complaints about caching packs", "the second run differs, or needs a restart")
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_decisions_repeat_whatever_ran_before(host: Any, sampler: str, cfg: float, batch: int) -> None:
-    model = host.apply(threshold=0.4)
+@pytest.mark.parametrize(("cfg", "batch"), [(1.0, 2), (3.0, 1)])
+def test_decisions_repeat_whatever_ran_before(host: Any, caching: Any, sampler: str, cfg: float, batch: int) -> None:
+    model = caching.fast()
     options = {"sampler": sampler, "cfg": cfg, "batch": batch}
     first = host.sample(model, **options)
     before = decisions(host.trace())
@@ -231,9 +251,11 @@ def test_decisions_repeat_whatever_ran_before(host: Any, sampler: str, cfg: floa
     "Complaints about caching packs", "no way to see whether anything was skipped: the trace equals the blocks that ran"
 )
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("cfg", "batch"), [(1.0, 1), (3.0, 1), (3.0, 2)])
-def test_the_trace_agrees_with_the_blocks_that_ran(host: Any, sampler: str, cfg: float, batch: int) -> None:
-    _, blocks = host.counted(lambda: host.sample(host.apply(threshold=0.6), sampler=sampler, cfg=cfg, batch=batch))
+@pytest.mark.parametrize(("cfg", "batch"), [(1.0, 1), (3.0, 2)])
+def test_the_trace_agrees_with_the_blocks_that_ran(
+    host: Any, caching: Any, sampler: str, cfg: float, batch: int
+) -> None:
+    _, blocks = host.counted(lambda: host.sample(caching.fast(), sampler=sampler, cfg=cfg, batch=batch))
     trace = host.trace()
     assert trace["skipped"] > 2
     assert blocks == trace["computed"] * host.blocks

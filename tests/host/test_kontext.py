@@ -133,9 +133,9 @@ def test_freqca_splits_bands_on_the_targets_grid(host: Any, monkeypatch: pytest.
     predictor = type(host.core.methods()["freqca"]().rules[0].predictor)
     predict, grids = predictor.predict, []
 
-    def watched(self: Any, history: Any, now: Any, grid: Any = None) -> Any:
+    def watched(self: Any, history: Any, now: Any, grid: Any = None, figures: Any = None) -> Any:
         grids.append((grid, history[-1].value.shape[1]))
-        return predict(self, history, now, grid)
+        return predict(self, history, now, grid, figures)
 
     monkeypatch.setattr(predictor, "predict", watched)
     host.sample(host.freqca(interval=3), steps=STEPS, size=(26, 38), positive=conditioning(host, ((26, 38),)))

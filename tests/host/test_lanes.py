@@ -115,7 +115,7 @@ def test_guiders_with_three_conditionings(host: Any, caching: Any, name: str) ->
     assert torch.equal(plain, ours)
     guided(host, guiders(host)[name](caching.fast()))
     trace = host.trace()
-    assert {e["lanes"] for e in trace["evaluations"]} == {3}
+    assert {e["lanes"] for e in trace["evaluations"] if e["calls"]} == {3}
     assert trace["skipped"] >= 6 and trace["partial"] == 0
 
 

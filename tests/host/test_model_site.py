@@ -118,8 +118,9 @@ def test_packed_latents(host: Any, method: str) -> None:
     build = host.core.methods()[method](**params)
     sigmas = [1 - i / STEPS for i in range(STEPS + 1)]
     recorder = host.recorder("toy", STEPS)
-    session = host.core.Session(build, sigmas, recorder)
-    site = sites.WholeModel(session)
+    session = host.core.Session(build, host.types.Schedule(tuple(sigmas), lambda sigma: -sigma), recorder)
+    around = sites.Around(host.diffusion_model, None, host.types.MODEL, lambda: False, lambda why: None)
+    site = sites.WholeModel(session.tracks[0], around)
     sampling = host.model.get_model_object("model_sampling")
     velocity = torch.randn(2, 1, 37, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 1, 37, generator=torch.Generator().manual_seed(1))
@@ -134,7 +135,7 @@ def test_packed_latents(host: Any, method: str) -> None:
         sigma = torch.full((2,), sigmas[i])
         session.begin(sigma)
         call = session.open([host.lane("cond")], [slice(0, 2)])
-        denoised = site.run(sites.ModelCall(call, x, sigma, {}, sampling), forward)
+        denoised = site.run(sites.ModelCall(call, x, sigma, sampling), {}, forward)
         session.end()
         assert torch.allclose(
             denoised, x - sigmas[i] * velocity, atol=1e-5

@@ -23,20 +23,22 @@ def stats_of(entry: dict[str, Any], node: str = "stats") -> tuple[str, dict[str,
     return outputs["text"][0], json.loads(outputs["trace"][0])
 
 
-def test_the_contract_of_the_inputs(server: Any, graphs: Any) -> None:
-    """Ids, defaults and ranges of DESIGN section 4."""
+def test_the_contract_of_the_inputs(server: Any) -> None:
+    """Ids, defaults and ranges, for ever: workflows depend on them."""
     required = server.object_info("SpectralCacheApply")["input"]["required"]
-    assert {name: spec[1]["default"] for name, spec in required.items() if name != "model"} == dict(
-        graphs.APPLY_DEFAULTS
-    )
+    assert {name: spec[1]["default"] for name, spec in required.items() if name != "model"} == {
+        "threshold": 0.6, "max_consecutive": 2, "tads_min": 0.5, "tads_max": 1.5, "band_split": 0.5, "gamma_low": 0.8,
+        "gamma_high": 1.5, "start_percent": 0.0, "end_percent": 1.0,
+    }  # fmt: skip
     ranges = {name: (spec[1]["min"], spec[1]["max"]) for name, spec in required.items() if name != "model"}
     assert ranges["threshold"] == ranges["tads_min"] == ranges["tads_max"] == (0, 10)
     assert ranges["max_consecutive"] == ranges["gamma_low"] == ranges["gamma_high"] == (0, 1000)
     assert ranges["band_split"] == (0.01, 0.99) and ranges["start_percent"] == (0, 1)
     freqca = server.object_info("SpectralCacheFreqCaApply")["input"]["required"]
-    assert {name: spec[1]["default"] for name, spec in freqca.items() if name != "model"} == dict(
-        graphs.FREQCA_DEFAULTS
-    )
+    assert {name: spec[1]["default"] for name, spec in freqca.items() if name != "model"} == {
+        "interval": 4, "warmup_steps": 3, "last_steps": 1, "transform": "dct", "cutoff": 0.1, "low_order": 0,
+        "high_order": 2, "predictor": "hermite", "start_percent": 0.0, "end_percent": 1.0,
+    }  # fmt: skip
     stats = server.object_info("SpectralCacheStats")
     assert list(stats["input"]["required"]) == ["model", "after"]
     assert stats["output"] == ["STRING", "IMAGE", "FLOAT", "STRING"]
@@ -273,7 +275,13 @@ def test_freqca_through_the_server(server: Any, graphs: Any, settings: dict[str,
 
 
 def test_help_pages_are_served(server: Any) -> None:
-    for node in ("SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"):
+    for node in (
+        "SpectralCacheAutoApply",
+        "SpectralCacheApply",
+        "SpectralCacheFreqCaApply",
+        "SpectralCacheMethodApply",
+        "SpectralCacheStats",
+    ):
         page = server._request(f"/extensions/spectralcache/docs/{node}.md").decode()
         info = server.object_info(node)
         names = [name for kind in ("required", "optional") for name in info["input"].get(kind, {})]

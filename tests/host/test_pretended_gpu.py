@@ -106,7 +106,7 @@ def test_the_run_is_the_cpu_s_and_waits_once_an_evaluation(host: Any, flux: Watc
     trace = flux.run(name, lambda model: host.sample(model, cfg=3.0, sampler=sampler))
     evaluations = len(trace["evaluations"])
     # The schedule, before the first step; one read an evaluation; and the clock's events, behind the last step.
-    assert flux.waits == {"host.py": 1, "session.py": evaluations, "trace.py": evaluations}
+    assert flux.waits == {"host.py": 1, "track.py": evaluations, "trace.py": evaluations}
     assert events.made == 2 * evaluations
     assert {tensor.device.type for tensor in flux.kept if tensor.dim() > 0} == {"cuda"}
 
@@ -121,7 +121,7 @@ def test_lanes_in_calls_of_their_own(host: Any, flux: Watched, name: str) -> Non
     sides = {"positive": host.conditioning(1, tokens=8), "negative": host.conditioning(2, tokens=12)}
     trace = flux.run(name, lambda model: host.sample(model, cfg=3.0, **sides))
     assert {each["calls"] for each in trace["evaluations"]} == {2}
-    assert flux.waits["session.py"] == len(trace["evaluations"])
+    assert flux.waits["track.py"] == len(trace["evaluations"])
 
 
 @pytest.mark.parametrize("name", ["SpectralCache, eager", "FreqCa, DCT", "Auto"])
@@ -129,7 +129,7 @@ def test_qwen_image(host: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> No
     qwen = host.tiny.Qwen(host)
     watched = Watched(host, qwen.model, monkeypatch)
     trace = watched.run(name, lambda model: qwen.sample(model, cfg=3.0))
-    assert watched.waits["session.py"] == len(trace["evaluations"])
+    assert watched.waits["track.py"] == len(trace["evaluations"])
     assert watched.waits["host.py"] == 1
 
 

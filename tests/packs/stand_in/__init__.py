@@ -1,6 +1,6 @@
-"""Test-only node pack: prompts for the stand-in models, which have no text encoder, and a small random Qwen-Image.
+"""Test-only node pack: prompts for the stand-in models, which have no text encoder, and small Qwen-Images.
 
-ComfyUI's loader fixes Qwen-Image's dimensions, so a small one has to come from a node of its own.
+ComfyUI's loader fixes Qwen-Image's dimensions, so small ones have to come from nodes of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .words import conditioning
 
+WEIGHTS = Path(__file__).resolve().parents[3] / "bench" / "weights"
 TINY = Path(__file__).resolve().parents[2] / "host" / "tiny.py"
 
 
@@ -88,9 +89,32 @@ class StandInQwen(io.ComfyNode):
         return io.NodeOutput(tiny.load(family)[0])
 
 
+class StandInTrainedQwen(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SpectralCacheStandInTrainedQwen",
+            display_name="Trained small Qwen-Image (tests only)",
+            category="SpectralCache/tests",
+            description="Qwen-Image's own class at small dimensions, trained by `python dev.py train qwen`.",
+            inputs=[
+                io.String.Input(
+                    "file", default="tiny_qwen.safetensors", tooltip="Weights in bench/weights, or a whole path."
+                )
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        from . import trained_qwen
+
+        return io.NodeOutput(trained_qwen.load(WEIGHTS / file))
+
+
 class StandInExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [StandInPrompt, StandInEditPrompt, StandInQwen]
+        return [StandInPrompt, StandInEditPrompt, StandInQwen, StandInTrainedQwen]
 
 
 async def comfy_entrypoint() -> StandInExtension:

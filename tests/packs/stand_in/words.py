@@ -20,10 +20,13 @@ def vector(word: str) -> torch.Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def conditioning(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token embeddings ``[1, m, c]`` and pooled ``[1, c]``; all zeros (unconditional) without a word."""
-    words = text.lower().split()[:TOKENS]
-    tokens = torch.zeros(1, TOKENS, WIDTH)
+def conditioning(text: str, most: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token embeddings ``[1, m, c]`` and pooled ``[1, c]``; all zeros (unconditional) without a word.
+
+    most: m, the number of tokens whatever the caption's length. 8 for the first weights, 12 for those of bench/train.
+    """
+    words = text.lower().split()[:most]
+    tokens = torch.zeros(1, most, WIDTH)
     for i, word in enumerate(words):
         tokens[0, i] = vector(word) + POSITION_SCALE * vector(f"pos{i}")
     pooled = tokens.sum(dim=1) / max(len(words), 1) ** 0.5

@@ -1,0 +1,1 @@
+"""Pictures with and without the cache through a real ComfyUI: contact sheets, tables, thumbnails."""

@@ -1,0 +1,114 @@
+"""What the commands share that walk a grid of runs of the small FLUX: options, the runs, table and page from them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bench import ROOT
+from bench.host.provision import say
+from bench.lab.arms import Cached
+from bench.lab.grid import Group, rows, walk
+from bench.lab.store import Store, code_version
+from bench.lab.table import read_csv, write_csv
+
+EVERY = 20
+"""Seconds between two lines of progress."""
+
+Rows = list[dict[str, str]]
+Report = Callable[[Rows, str], str]
+"""The page from the CSV's rows and the line on where they are from."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every such command has."""
+    parser.add_argument("--pairs", type=int, metavar="N", help="this many prompt and seed pairs (1 to 24)")
+    parser.add_argument("--share", metavar="K/N", help="only make every N-th pair's runs, from K; no report")
+    parser.add_argument("--report", action="store_true", help="make no runs: the report from the CSV as it is")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
+
+
+def add_quick(parser: argparse.ArgumentParser, pairs: str = "one pair") -> None:
+    """The option of a grid that can be cut short."""
+    parser.add_argument("--quick", action="store_true", help=f"{pairs} and a few rows, to see that it works")
+
+
+def quick_folder(options: argparse.Namespace) -> Path | None:
+    """Where a short grid's files go unless --out says."""
+    return Path("out/bench") if options.quick else None
+
+
+def carry_out(
+    options: argparse.Namespace,
+    name: str,
+    groups: Sequence[Group],
+    report: Report,
+    folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """One command: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the folder.
+
+    `folder` is where they go unless --out says.
+    """
+    out = options.out or folder or ROOT / "docs"
+    table, page = out / f"{name}.csv", out / f"{name}.md"
+    about = provenance(page) if options.report else measure(groups, table, options.share)
+    if about:
+        found = read_csv(table)
+        text = report(found, about)
+        page.write_text(text, encoding="utf-8")
+        if also:
+            also(found, out)
+        print(text)
+    return 0
+
+
+def measure(
+    groups: Sequence[Group],
+    file: Path,
+    share: str | None,
+) -> str:
+    """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
+    nothing after a share.
+    """
+    import torch
+
+    from bench.lab import Lab, Studio
+    from bench.lab.runner import Runner
+
+    part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
+    started = shown = time.monotonic()
+    with torch.inference_mode():
+        runner = Runner(Studio(Lab()), Store())
+        for done, total in walk(groups, runner.outcome, (part, parts)):
+            if time.monotonic() - shown > EVERY or done == total:
+                shown = time.monotonic()
+                say(f"{done} of {total} rows, {runner.made} runs made, {shown - started:.0f} s")
+        if share:
+            return ""
+        write_csv(file, rows(groups, runner.outcome))
+        about = runner.studio.lab.about()
+    cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
+    return origin(about, {arm.method for arm in cached if arm.method})
+
+
+def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:
+    """The line on where figures are from: machine, versions (`Lab.about`), the methods' code, the command."""
+    stamp = code_version(methods)[:8]
+    return f"{about['machine']}; {about['versions']}; code {stamp}. Regenerate: `{command_line()}`."
+
+
+def command_line() -> str:
+    """The command that makes these figures again; where its files went says nothing about them."""
+    arguments = sys.argv[1:]
+    if "--out" in arguments:
+        del arguments[arguments.index("--out") : arguments.index("--out") + 2]
+    return " ".join(["python dev.py bench", *arguments])
+
+
+def provenance(report: Path) -> str:
+    """The last paragraph of a report as it is: the CSV does not say where it was measured."""
+    return report.read_text("utf-8").strip().rsplit("\n\n", 1)[-1]

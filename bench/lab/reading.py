@@ -1,0 +1,91 @@
+"""Rows of a table's CSV, as `grid.rows` wrote them: parted, named, and as cells of a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bench.lab.intervals import at
+from bench.lab.presets import FEWER
+from bench.lab.table import fixed, number
+
+Row = Mapping[str, str]
+BUDGETS = (1.5, 2.0, 3.0, 4.0, 5.0)
+HEADING = (
+    "", "computed", "speed-up", "PSNR", "SSIM", "latent PSNR", "latent SSIM", "PSNR over fewer steps",
+    "SSIM over fewer steps", "cache MB",
+)  # fmt: skip
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each number of steps and guidance, in the order of the file."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["steps"], row["cfg"]), []).append(row)
+    return list(found.values())
+
+
+def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["family"], []).append(row)
+    return found
+
+
+def title(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    return f"{first['steps']} steps, CFG {number(first['cfg']):g}, {first['pairs']} prompt and seed pairs"
+
+
+def controls(name: str) -> bool:
+    """Whether a family is a control without any cache."""
+    return name.startswith(FEWER)
+
+
+def sign(row: Row, what: str = "psnr_over_fewer") -> int:
+    """1 better than fewer steps, -1 worse, 0 undecided: by the bootstrap interval."""
+    low, high = number(row[f"{what}_low"]), number(row[f"{what}_high"])
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def over(row: Row, what: str, places: int) -> str:
+    mean, low, high = (number(row[f"{what}{end}"]) for end in ("", "_low", "_high"))
+    if math.isnan(mean):
+        return ""
+    return f"{fixed(mean, places, sign=True)} ({fixed(low, places, sign=True)} to {fixed(high, places, sign=True)})"
+
+
+def cells(row: Row) -> list[str]:
+    part = 0 < int(row["skipping"]) < int(row["pairs"])
+    name = row["name"] + (f" (skips in {row['skipping']} of {row['pairs']})" if part else "")
+    held = number(row["cache_bytes"]) / 1e6
+    return [
+        name,
+        fixed(number(row["computed"]), 1),
+        f"{fixed(number(row['speedup']), 2)}x",
+        fixed(number(row["psnr"]), 1),
+        fixed(number(row["ssim"]), 3),
+        fixed(number(row["latent_psnr"]), 1),
+        fixed(number(row["latent_ssim"]), 3),
+        over(row, "psnr_over_fewer", 1),
+        over(row, "ssim_over_fewer", 3),
+        fixed(held, 2),
+    ]
+
+
+def curve(rows: Sequence[Row], what: str = "psnr") -> list[tuple[float, float]]:
+    return [(number(row["computed"]), number(row[what])) for row in rows]
+
+
+def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """PSNR of every family at T / budget computed evaluations, by interpolation between its presets, else blank; a
+    family that reaches no budget has no line.
+    """
+    steps = int(rows[0]["steps"])
+    heading = ["PSNR at", *(f"{budget:g}x ({steps / budget:.1f} computed)" for budget in BUDGETS)]
+    body = []
+    for family, members in families(rows).items():
+        values = [at(curve(members), steps / budget) for budget in BUDGETS]
+        if any(value is not None for value in values):
+            body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
+    return heading, body

@@ -1,0 +1,105 @@
+"""Makes runs of the small FLUX and measures them against the full run of their pair; finished ones come from the store.
+
+The full run of a pair is made anew in each process that has something to compare with it: that gives the pictures, and
+seconds from the same minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+
+import torch
+
+from bench.lab.arms import EULER, TWICE, Arm
+from bench.lab.lab import Sampled
+from bench.lab.pairs import Pair
+from bench.lab.store import Outcome, Store, digest
+from bench.lab.studio import WEIGHTS, Studio
+from cache_core.metrics import psnr, ssim
+from cache_core.trace import estimated_error
+
+VERSION = "3"
+"""Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
+
+
+class Runner:
+    """One process's share of the bench."""
+
+    def __init__(self, studio: Studio, store: Store) -> None:
+        self.studio, self.store = studio, store
+        weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
+        self._ground = f"{VERSION} {weights} {studio.lab.about()['versions']}"
+        self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
+        self.made = 0
+        self._warm = False
+
+    def outcome(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
+        """One arm on one pair, where the full run has `steps`."""
+        key = self._key(arm, pair, steps)
+        known = self.store.get(key)
+        if known is None:
+            known = self._measure(arm, pair, steps)
+            self.store.put(key, known)
+        return known
+
+    def _key(self, arm: Arm, pair: Pair, steps: int) -> str:
+        return digest([self._ground, arm.version(), arm.key(), repr(pair), str(steps)])
+
+    def _measure(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
+        full, picture = self._full(pair, steps, arm.sampler)
+        model, count, sigmas = arm.set_up(self.studio, steps)
+        run = self.studio.make(model, pair, count, sigmas, arm.sampler)
+        if arm.sampler not in TWICE:
+            self._check(arm, run)
+        self.made += 1
+        mine = self.studio.picture(run.latent)
+        spread = float(full.latent.max() - full.latent.min())
+        computed, evaluations = self._evaluations(run, arm.sampler)
+        return Outcome(
+            computed=computed,
+            evaluations=evaluations,
+            seconds=run.total,
+            speedup=full.total / run.total,
+            cache_bytes=run.trace["cache_bytes"] if run.trace else None,
+            psnr=psnr(mine, picture),
+            ssim=ssim(mine, picture),
+            latent_psnr=psnr(run.latent, full.latent, spread),
+            latent_ssim=ssim(run.latent.movedim(1, -1), full.latent.movedim(1, -1), spread),
+            estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
+        )
+
+    @staticmethod
+    def _evaluations(run: Sampled, sampler: str) -> tuple[int, int]:
+        """Computed and all evaluations. The callback counts steps, of which some samplers evaluate all but the last
+        twice; there the trace knows better.
+        """
+        if sampler not in TWICE:
+            return sum(run.computed), len(run.computed)
+        if run.trace is None:
+            return 2 * len(run.computed) - 1, 2 * len(run.computed) - 1
+        return run.trace["computed"] + run.trace["partial"], len(run.trace["evaluations"])
+
+    @staticmethod
+    def _check(arm: Arm, run: Sampled) -> None:
+        """The pack's own count must be what the hook on the first block saw."""
+        if run.trace is None:
+            return
+        said = run.trace["computed"] + run.trace["partial"]
+        if run.trace["state"] != "done" or said != sum(run.computed):
+            raise RuntimeError(
+                f"{arm.name}: {run.trace['state']}, {said} evaluations computed by its trace, "
+                f"{sum(run.computed)} by the blocks ({'; '.join(run.trace['notes'])})"
+            )
+
+    def _full(self, pair: Pair, steps: int, sampler: str = EULER) -> tuple[Sampled, torch.Tensor]:
+        if self._reference is None or self._reference[:3] != (pair, steps, sampler):
+            if not self._warm:
+                self.studio.make(self.studio.model, pair, 4)  # loads the model, not timed
+                self._warm = True
+            runs = [self.studio.make(self.studio.model, pair, steps, None, sampler) for _ in range(2)]
+            if not torch.equal(runs[0].latent, runs[1].latent):
+                raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
+            runs[0].total = statistics.fmean(run.total for run in runs)
+            self._reference = (pair, steps, sampler, runs[0], self.studio.picture(runs[0].latent))
+        return self._reference[3], self._reference[4]

@@ -1,0 +1,109 @@
+"""Gates that say beforehand which steps are computed: from the run's own noise levels, or one compute ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from .coefficients import Calibration
+from .magnitudes import CURVES, Curve
+from .types import Figures, Gate, Schedule, Step, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook(Gate):
+    """How many steps to the next computed one, by a rate: the first entry (bound, steps) whose bound is above it counts
+    (AdaCache). `scale` multiplies the bounds. All evaluations of a step are treated alike.
+    """
+
+    entries: tuple[tuple[float, int], ...]
+    scale: float = 1.0
+    figure: str = "rate"
+
+    def start(self) -> dict[str, float]:
+        return {"anchor": -1.0}
+
+    def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
+        return dict(ledger)
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if self.figure not in reading:
+            return Verdict(False, "no estimate yet")
+        away = step.index - int(reading["anchor"])
+        steps = next((n for bound, n in self.entries if reading[self.figure] < bound * self.scale), 1)
+        scores = {self.figure: reading[self.figure]}
+        return Verdict(0 < away < steps, "codebook", {"steps": float(steps)}, scores=scores)
+
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        anchor = advanced["anchor"]
+        return {"anchor": anchor if skipped else torch.full_like(anchor, step.index)}
+
+
+@dataclass(frozen=True, slots=True)
+class Growing(Gate):
+    """Behind `warmup` steps one computed step in floor(window + growth · r) of them, r the computed steps since then
+    (Spectrum). A fixed schedule.
+    """
+
+    warmup: int
+    window: float
+    growth: float
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if step.index < self.warmup:
+            return Verdict(False, "warm-up")
+        return Verdict(step.index not in self.computed(step.total), "interval")
+
+    def computed(self, total: int) -> frozenset[int]:
+        """The computed steps behind the warm-up."""
+        found, place, count = set(), self.warmup - 1, 0
+        while place < total:
+            place += max(1, math.floor(self.window + self.growth * count))
+            found.add(place)
+            count += 1
+        return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude(Gate):
+    """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` names one of `magnitudes.CURVES`; None:
+    the model's own, if there is one. The two branches of guidance follow the first one's.
+    """
+
+    limit: float
+    most: int
+    retention: float
+    curve: str | None = None
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        curve = CURVES.get(self.curve or calibration.name)
+        if curve is None or step.schedule is None:
+            note = f"there is no magnitude curve for {calibration.name}; name one in curve" if curve is None else ""
+            return Verdict(False, "no curve", note=note)
+        return Verdict(step.index in skipped(curve, step.schedule, self.limit, self.most, self.retention), "curve")
+
+
+def skipped(curve: Curve, schedule: Schedule, limit: float, most: int, retention: float) -> frozenset[int]:
+    """The steps that MagCache skips on these noise levels, first and last step as they come."""
+    return _skipped(curve.ratios(schedule.sigmas[:-1]), limit, most, retention)
+
+
+@lru_cache(maxsize=64)
+def _skipped(ratios: Sequence[float], limit: float, most: int, retention: float) -> frozenset[int]:
+    """R is the product of the ratios since the last computed step, E the sum of |1 - R|, n the steps since then. Behind
+    the first int(retention · T + 0.5) steps one is skipped while E < limit and n <= most.
+    """
+    found = set()
+    product, error, row = 1.0, 0.0, 0
+    for index in range(int(retention * len(ratios) + 0.5), len(ratios)):
+        product, row = product * ratios[index], row + 1
+        error += abs(1.0 - product)
+        if error < limit and row <= most:
+            found.add(index)
+        else:
+            product, error, row = 1.0, 0.0, 0
+    return frozenset(found)

@@ -1,0 +1,136 @@
+"""Cache Method: every published method of `cache_core/methods` from one node. Each file there is one option, with its
+own inputs below it; a new file appears here without any other edit.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..cache_core import methods
+from ..cache_core.parameters import Published
+from ..cache_core.types import CacheError
+from . import host
+from .apply import widget
+from .schema import ALIASES, schema
+
+NAME = "Cache Method"
+PROFILE = "SPECTRALCACHE_PROFILE"
+DYNAMIC = hasattr(io, "DynamicCombo")
+"""Older ComfyUI has no inputs that depend on another one."""
+FIRST = ("teacache", "first_block_cache")
+"""Heads of the list, which start the node; the others follow by name."""
+DESCRIPTION = (
+    "Speeds up sampling with one of the published caching methods, each as published, with its own settings: to "
+    "compare them fairly, or to use the one you know. SpectralCache Auto is the simpler choice. Put it anywhere "
+    "between the model loader and the sampler. Remove or bypass it and the picture is exactly the original again. "
+    "Connect Cache Stats to see what was skipped."
+)
+PARAMETERS_TOOLTIP = (
+    'The method\'s settings as JSON, such as {"threshold": 0.4}; what is not named keeps its default. (This ComfyUI '
+    "shows no inputs that depend on the method; newer ones do.)"
+)
+
+
+class SpectralCacheMethodApply(io.ComfyNode):
+    """MODEL in, MODEL out."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SpectralCacheMethodApply",
+            display_name=NAME,
+            description=DESCRIPTION,
+            search_aliases=_aliases(),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to speed up: any diffusion model; some methods need blocks "
+                               "that are described (FLUX.1, Qwen-Image) and say so in Cache Stats."),
+                *(_dynamic() if DYNAMIC else _plain()),
+                io.Custom(PROFILE).Input("profile", optional=True, tooltip="What a calibration learned of this model. "
+                                         "No method of this node uses one yet: off, it changes nothing."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the method on it. The model that came in is not changed.")
+            ],
+            hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, **given: Any) -> bool | str:
+        """Before anything runs, in our words; linked inputs are None and are checked when the node runs."""
+        try:
+            published, params = _chosen(given.get("method"), given.get("parameters"))
+            published.check(params)
+        except CacheError as error:
+            return f"{NAME}: {error}"
+        return True
+
+    @classmethod
+    def execute(cls, model: Any, method: Any = None, parameters: str = "", profile: Any = None) -> io.NodeOutput:
+        """Checks everything again, since linked values are only known now."""
+        try:
+            published, params = _chosen(method, parameters)
+            built = published(**params)
+        except CacheError as error:
+            raise CacheError(f"{NAME}: {error}") from None
+        if profile is not None:
+            host.LOG.warning("SpectralCache: %s takes no profile yet; the one that is connected is not used.", NAME)
+        return io.NodeOutput(host.attach(model, built, cls.hidden.unique_id))
+
+
+def _chosen(method: Any, parameters: str | None) -> tuple[Published, dict[str, Any]]:
+    """The method and its settings, from a dynamic input (a mapping) or from a name and JSON."""
+    known = methods()
+    if isinstance(method, dict):
+        params = {name: value for name, value in method.items() if name != "method"}
+        name = method.get("method")
+    else:
+        name, params = method, _from_json(parameters)
+    if name not in known:
+        raise CacheError(f"method is {name!r}; use {' or '.join(_names())}")
+    return known[name], params
+
+
+def _from_json(text: str | None) -> dict[str, Any]:
+    try:
+        params = json.loads(text or "{}")
+    except ValueError as error:
+        raise CacheError(f'parameters is no JSON ({error}); write it like {{"threshold": 0.4}}') from None
+    if not isinstance(params, dict):
+        raise CacheError('parameters is no JSON object; write it like {"threshold": 0.4}')
+    return params
+
+
+def _names() -> list[str]:
+    return [*FIRST, *(name for name in methods() if name not in FIRST)]
+
+
+def _dynamic() -> list[Any]:
+    """One option a method, its parameters as inputs below it."""
+    options = [
+        io.DynamicCombo.Option(name, [widget(parameter) for parameter in methods()[name].parameters])
+        for name in _names()
+    ]
+    return [io.DynamicCombo.Input("method", options=options, tooltip=_tooltip())]
+
+
+def _plain() -> list[Any]:
+    """For a ComfyUI without dynamic inputs."""
+    return [
+        io.Combo.Input("method", options=_names(), default=FIRST[0], tooltip=_tooltip()),
+        io.String.Input("parameters", default="{}", multiline=True, tooltip=PARAMETERS_TOOLTIP),
+    ]
+
+
+def _tooltip() -> str:
+    lines = [f"{name}: {methods()[name].advice}" for name in _names()]
+    return "\n".join(["Which published method; its settings appear below.", *lines])
+
+
+def _aliases() -> list[str]:
+    """The words that every Apply node answers to, and each method's own."""
+    own = [word for name, method in methods().items() for word in (name, method.title.lower(), *method.aliases)]
+    return list(dict.fromkeys([*ALIASES, *own]))

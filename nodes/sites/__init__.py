@@ -1,0 +1,17 @@
+"""Where computation is skipped, one site a file. A rule names its places in order of preference; `site_of` gives the
+first that a model allows. Sites stand around a call and speak to one `Track` each. They know the host's calling
+conventions (block hooks, `patches_replace`), but import nothing of it.
+"""
+
+from __future__ import annotations
+
+from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
+from .guided import Guided
+from .model import WholeModel
+from .trunk import Trunk
+
+CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk)}
+"""Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation."""
+
+__all__ = ["CALL_SITES", "Around", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "WholeModel",
+           "fail_open", "warn"]  # fmt: skip

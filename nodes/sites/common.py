@@ -1,0 +1,142 @@
+"""What sites share: the model call as they see it, and the guard that keeps their faults from the picture."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...cache_core.session import Session
+from ...cache_core.track import Call, Facts, Track
+from ...cache_core.types import Architecture, Grid, Place
+
+LOG = logging.getLogger("SpectralCache")
+
+Options = dict[str, Any]
+Forward = Callable[[Options], torch.Tensor]
+"""The model call itself, with these transformer_options."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One model call as a site sees it. x: b c ..., sigma: b."""
+
+    call: Call
+    x: torch.Tensor
+    sigma: torch.Tensor
+    model_sampling: Any
+    control: frozenset[tuple[str, int]] = frozenset()
+    weights: frozenset[tuple[object, float]] = frozenset()
+
+    def facts(self, *shape: int, of: torch.Tensor) -> Facts:
+        """What must not change: the shape of a row of what is stored, the rows a lane, and what the call carries."""
+        rows = of.shape[0] // len(self.call.rows)
+        return Facts((*shape, rows), of.dtype, of.device, self.control, self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What a site is made for: a diffusion model, the file that describes it (or None), and its place. `fall_back` says
+    that the place cannot be used: its reason in half a sentence.
+    """
+
+    model: Any
+    architecture: Architecture | None
+    place: Place
+    recording_open: Callable[[], bool]
+    fall_back: Callable[[str], None]
+
+
+class Site:
+    """Something that can stand around a model call. Its own work cannot break the call."""
+
+    name: str = ""
+
+    def __init__(self, track: Track, around: Around) -> None:
+        self.track, self.around = track, around
+
+    @staticmethod
+    def fits(architecture: Architecture | None) -> bool:
+        """Whether this site can be used on a model that this file describes."""
+        return True
+
+    def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
+        """Compute or skip: returns what the model call returns, the denoised latent (b c ...)."""
+        raise NotImplementedError
+
+    @property
+    def session(self) -> Session:
+        return self.track.session
+
+
+def warn(session: Session, why: str) -> None:
+    """Stand down for the rest of the run: once in the log, once in the trace."""
+    if session.stand_down(why):
+        LOG.warning("SpectralCache: %s.", why)
+
+
+@contextlib.contextmanager
+def fail_open(session: Session) -> Iterator[None]:
+    """Our own work may fail; the picture may not. On any error the run goes on uncached and says so once."""
+    try:
+        yield
+    except Exception as error:
+        LOG.debug("SpectralCache", exc_info=True)
+        warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
+
+
+# what is stored where whole calls are skipped: the ODE derivative, unless a rule says otherwise -----------------------
+
+
+def stored(kind: str, x: torch.Tensor, out: torch.Tensor, sigma: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    """What a rule stores of a call that returned the denoised latent `out`, as tokens; scaled: the model's input."""
+    if kind == "denoised":
+        return _tokens(out - scaled)
+    tokens = derivative(x, out, sigma)
+    return tokens - _tokens(scaled) if kind == "output" else tokens
+
+
+def restored(
+    kind: str, x: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor, scaled: torch.Tensor
+) -> torch.Tensor:
+    """The denoised latent that a stored feature stands for."""
+    if kind == "denoised":
+        return scaled + _latent(x, tokens)
+    return denoised(x, tokens + _tokens(scaled) if kind == "output" else tokens, sigma)
+
+
+def derivative(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """d = (x - denoised) / sigma as tokens, b c ... -> b (...) c: for a flow model the velocity, for an epsilon model
+    the noise.
+    """
+    return _tokens((x - denoised) / _levels(x, sigma))
+
+
+def denoised(x: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x - sigma·d: b (...) c -> b c ..."""
+    return x - _levels(x, sigma) * _latent(x, tokens)
+
+
+def latent_grid(x: torch.Tensor) -> Grid | None:
+    """Latent pixels are the tokens here; several latents packed into one (b 1 n: audio with video) have no grid."""
+    size = tuple(x.shape[2:])
+    return size if len(size) > 1 else None
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    """b c ... -> b (...) c"""
+    return x.movedim(1, -1).flatten(1, -2)
+
+
+def _latent(x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """b (...) c -> b c ... of the shape of x"""
+    return tokens.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+def _levels(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """sigma as b 1 ..., to multiply x with."""
+    return sigma.view(-1, *(1 for _ in x.shape[1:]))

@@ -1,0 +1,198 @@
+"""Site trunk: the blocks of a described model, or those between a head and a tail that always run.
+
+The hooks are made once per run and reach the call that is under way through the site itself, whatever arguments a block
+is called with. First block: look. First block behind the head: decide; on a skip make the target, else remember what
+entered. Blocks between: pass through on a skip, so that nothing of them runs. Last block before the tail: return the
+target, or take the feature. The target is returned at the *last* block because the host adds ControlNet outputs after
+every block, and those are already inside the feature. Where a tail follows, it goes on with text and references too,
+so that all image tokens are stored and the text stream is a unit of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ...cache_core.track import Track
+from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
+from .common import Around, Forward, ModelCall, Options, Site, fail_open
+
+TEXT: Unit = "text"
+"""The text stream, stored where a tail goes on with it. It has no grid."""
+
+Hook = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+
+@dataclass(slots=True)
+class Pass:
+    """One model call on its way through the blocks. text, targets: tokens; entered, stand_in: what came in and what
+    goes out instead, by unit.
+    """
+
+    call: ModelCall
+    foreign: Mapping[Slot, Hook]
+    skip: bool = False
+    streams: Streams | None = None
+    text: int = 0
+    targets: int = 0
+    entered: dict[Unit, torch.Tensor] | None = None
+    stand_in: dict[Unit, torch.Tensor] | None = None
+    tap: torch.Tensor | None = None
+
+
+class Trunk(Site):
+    """See the module docstring."""
+
+    name = TRUNK.kind
+
+    def __init__(self, track: Track, around: Around) -> None:
+        super().__init__(track, around)
+        assert around.architecture is not None
+        self.architecture, self.absolute = around.architecture, track.rule.feature == "absolute"
+        slots, place = self.architecture.slots(around.model), around.place
+        self.tail = place.tail > 0
+        self.first, self.behind_head = slots[0], slots[min(place.head, len(slots) - 1)]
+        self.last = slots[max(len(slots) - 1 - place.tail, 0)]
+        tap = track.rule.signal.tap
+        self.tapped = None if tap is None else slots[round(tap * (len(slots) - 1))]
+        start, end = slots.index(self.behind_head), slots.index(self.last)
+        self.between = frozenset(slots[start : end + 1])
+        self.now: Pass | None = None
+        self.look, self.decide, self.take = eager(self._look), eager(self._decide), eager(self._take)
+        self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in slots[: end + 1]}
+
+    @staticmethod
+    def fits(architecture: Architecture | None) -> bool:
+        return architecture is not None
+
+    def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
+        replace = options.get("patches_replace", {})
+        foreign = dict(replace.get("dit", {}))
+        self.now = Pass(call, foreign)
+        try:
+            out = forward({**options, "patches_replace": {**replace, "dit": {**foreign, **self.hooks}}})
+        finally:
+            self.now = None
+        if not self.track.reached(call.call) and self.session.active:
+            self.track.compute(call.call, "blocks not reached")
+            self.around.fall_back("the model ran without reaching our block hooks")
+        return out
+
+    def _hook(self, slot: Slot) -> Hook:
+        def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
+            now = self.now
+            if now is None:  # somebody kept our hook and calls it outside of our run
+                return extra["original_block"](args)
+            if slot == self.first:
+                self.look(now, args)
+            if slot == self.behind_head:
+                self.decide(now, args)
+            if now.skip and slot in self.between:
+                return self._skipped(now, slot, args)
+            inner = now.foreign.get(slot)
+            out = extra["original_block"](args) if inner is None else inner(args, extra)
+            return self.take(now, slot, out) if slot in (self.last, self.tapped) else out
+
+        return hook
+
+    def _look(self, now: Pass, args: dict[str, Any]) -> None:
+        """What enters the first block; blocks add into their input in place, so a head gets a copy of it."""
+        with fail_open(self.session):
+            streams = self.architecture.enter(args)
+            if self.behind_head != self.first and self.track.rule.signal.needs:
+                streams = Streams(streams.img.clone(), streams.txt, streams.vec, streams.targets)
+            now.streams, now.text = streams, streams.txt.shape[1]
+            now.targets = streams.img.shape[1] if self.tail else streams.targets
+
+    def _decide(self, now: Pass, args: dict[str, Any]) -> None:
+        with fail_open(self.session):
+            if not self.session.active or now.streams is None:
+                return
+            if self.around.recording_open():
+                self.track.compute(now.call.call, "allocations recorded")
+                self.around.fall_back(
+                    "ComfyUI records the allocations of this model's blocks, so they cannot be skipped"
+                )
+                return
+            self._enter(now, now.streams, args)
+
+    def _enter(self, now: Pass, streams: Streams, args: dict[str, Any]) -> None:
+        img = self.architecture.image(args, self.behind_head, now.text)
+        call = now.call.call
+        facts = now.call.facts(*img.shape[1:], *streams.txt.shape[1:], streams.targets, of=img)
+        calibration = self.architecture.calibration(streams.references)
+        skip = self.track.enter(call, facts, partial(self._probe, streams, img), calibration)
+        entered = {WHOLE: img[:, : now.targets]}
+        if self.tail:
+            entered[TEXT] = self.architecture.text(args, self.behind_head, now.text)
+        if not skip:
+            # FLUX's blocks add into these tensors in place. The clones die with the forward, so they need no `keep`.
+            now.entered = {unit: tokens.clone() for unit, tokens in entered.items()}
+            return
+        stand_in = {}
+        for unit, tokens in entered.items():
+            feature = self.track.predict(call, unit, self._grid(now) if unit == WHOLE else None)
+            stand_in[unit] = feature if self.absolute else tokens + feature
+        self.track.leave_out(call)
+        now.stand_in, now.skip = stand_in, True
+
+    def _grid(self, now: Pass) -> Grid | None:
+        """The target's token grid; None where somebody has added image tokens that are not on it."""
+        grid = self.architecture.grid(tuple(now.call.x.shape))
+        return grid if math.prod(grid) == now.targets else None
+
+    def _probe(self, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
+        needs, modulated, head = self.track.rule.signal.needs, None, None
+        if "modulated" in needs:
+            tokens = streams.img.shape[1] if self.architecture.signal_over_references else streams.targets
+            modulated = self.architecture.modulated(self.around.model, streams.img[rows, :tokens], streams.vec[rows])
+        if "head" in needs:
+            head = (img - streams.img)[rows, : streams.targets]
+        return Probe(modulated, streams.targets, head) if needs else Probe()
+
+    def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The feature of a computed call; what the last block returned, or a repaired copy of it."""
+        with fail_open(self.session):
+            if slot == self.tapped and not now.skip:
+                now.tap = self.architecture.image(out, slot, now.text)[:, : now.targets].clone()
+            if slot != self.last or now.entered is None or not self.session.active:
+                return out
+            entered, now.entered = now.entered, None
+            left = {WHOLE: self.architecture.image(out, slot, now.text)[:, : now.targets]}
+            if TEXT in entered:
+                left[TEXT] = self.architecture.text(out, slot, now.text)
+            repaired = {}
+            for unit, tokens in left.items():
+                feature = tokens if self.absolute else tokens - entered[unit]
+                grid, tap = (self._grid(now), now.tap) if unit == WHOLE else (None, None)
+                repair = self.track.store(now.call.call, feature, unit, grid, tap)
+                if repair is not None:
+                    repaired[unit] = tokens + repair
+            if repaired:
+                target = repaired.get(WHOLE, left[WHOLE])
+                return {**out, **self.architecture.replaced(out, slot, now.text, target, repaired.get(TEXT))}
+        return out
+
+    def _skipped(self, now: Pass, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if slot != self.last:
+            return self.architecture.unchanged(args, slot)
+        assert now.stand_in is not None
+        return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
+
+
+def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
+    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen.
+
+    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
+    is done: loading it takes most of a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    wrapped: Callable[..., Any] = torch.compiler.disable(function, recursive=recursive)
+    return wrapped

@@ -1,0 +1,442 @@
+"""Every method's decisions and weights, against its own rule written down once more here, on a toy of one lane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache_core import methods
+from cache_core.coefficients import IDENTITY, TEACACHE, Calibration, rescale
+from cache_core.magnitudes import CURVES
+from cache_core.schedules import Growing, skipped
+from cache_core.session import Session, flow_noise
+from cache_core.trace import Recorder
+from cache_core.track import Facts, LaneKey
+from cache_core.types import CacheError, Method, Probe, Schedule
+
+STEPS = 20
+METHODS = methods()
+
+
+def levels(total: int = STEPS) -> tuple[float, ...]:
+    return tuple(1 - i / total for i in range(total + 1))
+
+
+def wander(step: int, seed: int = 0, size: tuple[int, ...] = (1, 16, 4)) -> Tensor:
+    """A tensor that drifts, faster at first, with some of its own at every step."""
+    base, slope, own = (torch.randn(size, generator=torch.Generator().manual_seed(100 * seed + i)) for i in range(3))
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(7919 * seed + step))
+    return base + own * 0.01 + slope * 0.6 * (1 - math.exp(-step / 6)) + 0.02 * noise
+
+
+@dataclass
+class Toy:
+    """One lane through a method: what it sees and computes at step i is given."""
+
+    method: Method
+    total: int = STEPS
+    calibration: Calibration = IDENTITY
+    probe: Callable[[int], Probe] = lambda step: Probe()
+    feature: Callable[[int], Tensor] = wander
+    tap: Callable[[int], Tensor] | None = None
+    outs: list[Tensor] = field(default_factory=list)
+
+    def run(self) -> Toy:
+        schedule = Schedule(levels(self.total), flow_noise)
+        self.recorder = Recorder(self.method.name, {}, "toy", "", self.total)
+        session = Session(self.method, schedule, self.recorder)
+        (track,) = session.tracks
+        facts = Facts((16, 4), torch.float32, torch.device("cpu"))
+        for step, sigma in enumerate(schedule.sigmas[:-1]):
+            session.begin(torch.tensor([sigma]))
+            call = session.open([LaneKey("cond")], [slice(0, 1)])
+            if track.enter(call, facts, lambda rows, step=step: self.probe(step), self.calibration):
+                track.leave_out(call)
+                self.outs.append(track.predict(call))
+            else:
+                self.outs.append(self.feature(step))
+                track.store(call, self.feature(step), tap=self.tap(step) if self.tap else None)
+            session.end()
+        session.close()
+        return self
+
+    @property
+    def skipped(self) -> list[int]:
+        return [r.step for r in self.recorder.records if r.action == "skipped"]
+
+
+def relative(now: Tensor, before: Tensor) -> float:
+    return float((now - before).abs().mean() / before.abs().mean())
+
+
+def inner(total: int = STEPS) -> range:
+    """The steps that may be skipped at all."""
+    return range(1, total - 1)
+
+
+# TeaCache -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.4, 0.6, 0.8, 1.6])
+@pytest.mark.parametrize("model", ["flux", "flux_kontext"])
+def test_teacache_by_its_rule_and_as_spectralcache_without_its_components(threshold: float, model: str) -> None:
+    calibration = TEACACHE[model]
+    total, expected = 0.0, []
+    for i in inner():
+        grown = rescale(calibration.polynomial, relative(wander(i), wander(i - 1)))
+        total += abs(grown) if calibration.absolute else max(grown, 0.0)
+        if total < threshold * calibration.unit:
+            expected.append(i)
+        else:
+            total = 0.0
+    probe = lambda step: Probe(wander(step), 16)  # noqa: E731
+    toy = Toy(METHODS["teacache"](threshold=threshold), calibration=calibration, probe=probe).run()
+    assert toy.skipped == expected
+    off = {"tads_min": 1.0, "tads_max": 1.0, "max_consecutive": 1000, "gamma_low": 1000.0, "gamma_high": 1000.0}
+    other = Toy(METHODS["spectralcache"](threshold=threshold, **off), calibration=calibration, probe=probe).run()
+    shown = [[(r.step, r.action, r.scores["distance"]) for r in t.recorder.records[1:]] for t in (toy, other)]
+    assert shown[0] == shown[1]
+    assert all(torch.equal(a, b) for a, b in zip(toy.outs, other.outs, strict=True))
+
+
+# First-Block Cache, DBCache, DiCache ----------------------------------------------------------------------------------
+
+
+def head(step: int) -> Probe:
+    return Probe(head=wander(step, 1), targets=16)
+
+
+@pytest.mark.parametrize("threshold", [0.06, 0.08, 0.12, 0.2, 0.3])
+def test_first_block_cache(threshold: float) -> None:
+    expected, anchor = [], 0
+    for i in inner():
+        if relative(head(i).head, head(anchor).head) < threshold:  # type: ignore[arg-type]
+            expected.append(i)
+        else:
+            anchor = i
+    toy = Toy(METHODS["first_block_cache"](threshold=threshold), probe=head).run()
+    assert toy.skipped == expected and (threshold < 0.1 or len(expected) > 2)
+    assert toy.method.rules[0].places[0].head == 1 and len(toy.method.rules[0].places) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize(("warmup", "accumulated"), [(1, 0.0), (4, 0.0), (1, 0.25)])
+def test_dbcache(most: int, warmup: int, accumulated: float) -> None:
+    expected, anchor, row, total = [], 0, 0, 0.0
+    for i in inner():
+        d = relative(head(i).head, head(anchor).head)  # type: ignore[arg-type]
+        total += d
+        if i >= warmup and row < most and d < 0.3 and (not accumulated or total < accumulated):
+            expected.append(i)
+            row += 1
+        else:
+            anchor, row, total = i, 0, 0.0
+    params = {"threshold": 0.3, "max_consecutive": most, "warmup_steps": warmup, "max_accumulated": accumulated}
+    toy = Toy(METHODS["dbcache"](**params), probe=head).run()
+    assert toy.skipped == expected and len(expected) > 2
+
+
+def test_dbcache_presets_name_their_blocks() -> None:
+    for name, front, back in (("F8B0", 8, 0), ("F4B0", 4, 0), ("F1B0", 1, 0), ("F8B8", 8, 8)):
+        place = METHODS["dbcache"](head=front, tail=back).rules[0].places[0]
+        assert (f"F{place.head}B{place.tail}", place.kind) == (name, "trunk")
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.8])
+def test_dicache(threshold: float) -> None:
+    expected, total, computed = [], 0.0, [0]
+    outs = [wander(0)]
+    for i in inner():
+        total += relative(head(i).head, head(i - 1).head)  # type: ignore[arg-type]
+        if total < threshold:
+            expected.append(i)
+            newest = wander(computed[-1])
+            if len(computed) < 2:
+                outs.append(newest)
+                continue
+            earlier, h = wander(computed[-2]), [head(step).head for step in (computed[-2], computed[-1], i)]
+            gamma = float((h[2] - h[0]).abs().mean() / (h[1] - h[0]).abs().mean())  # type: ignore[operator]
+            outs.append(earlier + min(max(gamma, 1.0), 1.5) * (newest - earlier))
+        else:
+            total = 0.0
+            computed.append(i)
+            outs.append(wander(i))
+    toy = Toy(METHODS["dicache"](threshold=threshold), probe=head).run()
+    assert toy.skipped == expected and len(expected) > 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
+
+
+# MagCache -------------------------------------------------------------------------------------------------------------
+
+
+def shifted(total: int, mu: float = 1.15) -> Schedule:
+    times = [1 - i / total for i in range(total)]
+    return Schedule((*(math.exp(mu) / (math.exp(mu) + 1 / t - 1) for t in times), 0.0), flow_noise)
+
+
+def mask(name: str, total: int, threshold: float, most: int, retention: float) -> str:
+    """1 computed, 0 skipped."""
+    found = skipped(CURVES[name], shifted(total), threshold, most, retention)
+    return "".join("0" if i in found else "1" for i in range(total))
+
+
+def test_magcache_resolves_to_the_references_schedules() -> None:
+    """/reference: seed_systems.md, section 4, computed there from the published lists."""
+    assert mask("FLUX.1", 28, 0.24, 5, 0.1) == "1110010001000001000001000010"
+    counts = [
+        mask(name, total, *settings).count("1")
+        for name, total, settings in (
+            ("FLUX.1", 28, (0.06, 3, 0.2)),
+            ("Qwen-Image", 40, (0.10, 2, 0.2)),
+            ("Qwen-Image", 40, (0.06, 2, 0.2)),
+            ("Qwen-Image", 40, (0.3, 4, 0.2)),
+        )
+    ]
+    assert counts == [14, 27, 31, 18]
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_magnitude_curve_gives_its_list_back_and_adds_up_on_other_schedules(name: str) -> None:
+    curve = CURVES[name]
+    assert curve.ratios(curve.sigmas) == pytest.approx(curve.gammas, abs=1e-9)
+    for total in (10, 19, 50):
+        sigmas = shifted(total).sigmas[:-1]
+        fine = curve.ratios(sorted({*sigmas, *curve.sigmas, 0.5}, reverse=True))
+        assert math.prod(curve.ratios([1.0, 0.5])) == pytest.approx(
+            math.prod(ratio for ratio, s in zip(fine, sorted({*sigmas, *curve.sigmas, 0.5}, reverse=True), strict=True)
+                      if s >= 0.5)
+        )  # fmt: skip
+        ends = curve.ratios([sigmas[0], sigmas[-1]])
+        assert math.prod(curve.ratios(sigmas)) == pytest.approx(ends[1])
+    assert len(curve.source) > 40
+
+
+def test_magcache_in_the_engine() -> None:
+    """The same steps, but for the last one; without a curve nothing is skipped, and it is said."""
+    toy = Toy(METHODS["magcache"](threshold=0.24, max_consecutive=5, retention=0.1), 28, TEACACHE["flux"])
+    expected = skipped(CURVES["FLUX.1"], Schedule(levels(28), flow_noise), 0.24, 5, 0.1) - {0, 27}
+    assert toy.run().skipped == sorted(expected) and len(expected) > 8
+    unknown = Toy(METHODS["magcache"](), 28).run()
+    assert unknown.skipped == [] and "no magnitude curve for identity" in unknown.recorder.notes[0]
+    assert Toy(METHODS["magcache"](curve="FLUX.1"), 28).run().skipped
+
+
+# AdaCache -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("codebook", "scale"), [("fast", 1.0), ("slow", 1.0), ("fast", 0.3), ("slow", 0.2)])
+def test_adacache(codebook: str, scale: float) -> None:
+    books = {
+        "fast": {0.08: 6, 0.16: 5, 0.24: 4, 0.32: 3, 0.40: 2, 1.0: 1},
+        "slow": {0.08: 3, 0.16: 2, 1.0: 1},
+    }
+    computed, following = [0], 1
+    for i in inner():
+        if i != following:
+            continue
+        last = computed[-1]
+        rate = float((wander(i, 2) - wander(last, 2)).abs().mean() / wander(i, 2).abs().mean()) / (i - last)
+        steps = next(n for bound, n in books[codebook].items() if rate < bound * scale or n == 1)
+        computed.append(i)
+        following = i + steps
+    toy = Toy(METHODS["adacache"](codebook=codebook, scale=scale), tap=lambda step: wander(step, 2)).run()
+    assert toy.skipped == [i for i in inner() if i not in computed] and toy.skipped
+    assert toy.method.rules[0].signal.tap == 0.5 and not toy.method.rules[0].signal.needs
+
+
+# forecasts ------------------------------------------------------------------------------------------------------------
+
+
+def every(interval: int, warmup: int, anchor: int, total: int = STEPS) -> list[int]:
+    """The skipped steps of a fixed schedule."""
+    return [i for i in inner(total) if i >= warmup and (i - anchor) % interval]
+
+
+@pytest.mark.parametrize(("name", "anchor"), [("taylorseer", 2), ("hicache", 2), ("foca", 2), ("ab_cache", 0)])
+@pytest.mark.parametrize("interval", [2, 3, 6])
+def test_fixed_schedules(name: str, anchor: int, interval: int) -> None:
+    toy = Toy(METHODS[name](interval=interval, warmup_steps=3)).run()
+    assert toy.skipped == every(interval, 3, anchor)
+
+
+def test_ab_cache_on_the_papers_schedule_computes_thirteen_of_fifty() -> None:
+    toy = Toy(METHODS["ab_cache"](), 50).run()
+    assert toy.skipped == [i for i in range(5, 49) if i % 6]
+    assert 50 - len(toy.skipped) == 14  # the authors' thirteen, and the last step, which they skip
+
+
+@pytest.mark.parametrize(("order", "weights"), [(1, [1]), (2, [-1, 2]), (5, [1, -5, 10, -10, 5])])
+@pytest.mark.parametrize("history", ["computed", "recursive"])
+def test_ab_cache_weights(order: int, weights: list[float], history: str) -> None:
+    params = {"interval": 6, "order": order, "history": history, "spacing": "unit"}
+    toy = Toy(METHODS["ab_cache"](**params)).run()
+    first = [i for i in toy.skipped if i < 7]  # 5: everything before it was computed
+    assert first == [5]
+    expected = sum(w * wander(5 - len(weights) + j) for j, w in enumerate(weights))
+    assert torch.allclose(toy.outs[5], expected, atol=1e-4)
+    queue = [*(wander(i) for i in range(5)), toy.outs[5], wander(6)]
+    for i in (7, 8):
+        if history == "computed":
+            queue = [wander(j) for j in (0, 1, 2, 3, 4, 6)]
+        queue.append(sum(w * f for w, f in zip(weights, queue[-order:], strict=True)))  # type: ignore[arg-type]
+        assert torch.allclose(toy.outs[i], queue[-1], atol=1e-3)
+
+
+def test_ab_cache_at_true_spacing_is_exact_on_a_parabola() -> None:
+    def parabola(step: int) -> Tensor:
+        sigma = levels()[step]
+        return torch.full((1, 16, 4), 3 * sigma**2 - sigma + 2)
+
+    true = Toy(METHODS["ab_cache"](interval=3, order=3, warmup_steps=4, spacing="true"), feature=parabola).run()
+    unit = Toy(METHODS["ab_cache"](interval=3, order=3, warmup_steps=4), feature=parabola).run()
+    errors = [[float((t.outs[i] - parabola(i)).abs().max()) for i in t.skipped] for t in (true, unit)]
+    assert max(errors[0]) < 1e-5 and max(errors[1]) > 0.01
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize(("name", "basis"), [("taylorseer", "taylor"), ("hicache", "hermite")])
+def test_finite_differences_of_the_authors_recursion(name: str, basis: str, order: int) -> None:
+    """D_0 = F, D_(j+1) = (D_j - D_j before) / gap, kept from one computed step to the next; gaps 1, then 4."""
+    toy = Toy(METHODS[name](interval=4, order=order, warmup_steps=3)).run()
+    kept: list[Tensor] = []
+    at = 0
+    for i in range(STEPS):
+        if i in toy.skipped:
+            x, s = i - at, 0.5
+            factors = [1, x, x * x / 2] if basis == "taylor" else [1, s * 2 * s * x, s * s * (4 * (s * x) ** 2 - 2) / 2]
+            used = [f * d for f, d in zip(factors, kept, strict=False)]
+            assert torch.allclose(toy.outs[i], sum(used), atol=1e-4), i  # type: ignore[arg-type]
+            continue
+        new = [wander(i)]
+        for j in range(order):
+            starts = 1 if j == 0 else 3  # the warm-up's own differences form no second one
+            if len(kept) > j and i >= starts:
+                new.append((new[j] - kept[j]) / (i - at))
+        if i == 2 and order == 2:
+            new = new[:2]
+        kept, at = new, i
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_foca_goes_from_one_skipped_step_to_the_next(reference: bool) -> None:
+    toy = Toy(METHODS["foca"](interval=4, warmup_steps=3, reference=reference)).run()
+    full: list[tuple[int, Tensor]] = []
+    rolling: list[Tensor] = []
+    for i in range(STEPS):
+        if i in toy.skipped:
+            gap = 1 if reference else full[-1][0] - full[-2][0]
+            slope = (full[-1][1] - full[-2][1]) / gap
+            forecast = 2 * rolling[-1] - rolling[-2]  # BDF2 as in the code
+            rolling.append(forecast + (slope - (rolling[-1] - rolling[-2])) / 2)  # Heun
+            assert torch.allclose(toy.outs[i], rolling[-1], atol=1e-4), i
+        else:
+            full.append((i, wander(i)))
+            rolling.append(wander(i))
+    assert len(toy.skipped) == len(every(4, 3, 2))
+
+
+def test_spectrum_is_the_ridge_fit_and_the_last_slope() -> None:
+    toy = Toy(METHODS["spectrum"](warmup_steps=5), 50).run()
+    computed = [i for i in range(50) if i not in toy.skipped]
+    assert len(computed) == 15  # the authors' 14 for growth 0.75, and the last step
+    assert all(b - a == math.floor(2 + 0.75 * r) for r, (a, b) in enumerate(pairwise(computed[4:-1])))
+    step = next(i for i in toy.skipped if i > 20)
+    known = [i for i in computed if i < step][-10:]
+    times = torch.tensor([*known, step], dtype=torch.float64) * 2 / 49 - 1
+    basis = torch.cos(torch.arange(5) * torch.acos(times)[:, None])
+    old = torch.stack([wander(i).double().flatten() for i in known])
+    fit = basis[-1] @ torch.linalg.inv(basis[:-1].T @ basis[:-1] + 0.1 * torch.eye(5)) @ basis[:-1].T @ old
+    slope = (old[-1] - old[-2]) / (known[-1] - known[-2])
+    expected = 0.5 * fit + 0.5 * (old[-1] + (step - known[-1]) * slope)
+    assert torch.allclose(toy.outs[step].double().flatten(), expected, atol=1e-5)
+    assert 50 - len(Toy(METHODS["spectrum"](growth=3.0), 50).run().skipped) == 11  # and 10 for 3
+    assert Growing(1, 1, 0).computed(5) >= {1, 2, 3, 4}
+
+
+# EasyCache, LazyCache -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["easycache", "lazycache"])
+@pytest.mark.parametrize("rule", ["core", "paper"])
+@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.8])
+def test_easycache(name: str, rule: str, threshold: float) -> None:
+    """ComfyUI's node, step by step: x and Out are given, so that what stood in does not move them."""
+    x = lambda step: wander(step, 3, (1, 16, 24, 4))  # noqa: E731
+    out = lambda step: wander(step, 4, (1, 16, 24, 4))  # noqa: E731
+    sparse = lambda t: t[:, ::8, ::8]  # noqa: E731
+    measured = 2 if name == "easycache" else 1  # ComfyUI's EasyCache needs one more step for its first input
+    expected, total = [], 0.0
+    gain: float | None = None
+    anchor: int | None = None
+    for i in range(STEPS):
+        window = 0.15 <= i / STEPS <= 0.95
+        if gain is not None and anchor is not None and (i - measured) / STEPS >= 0.15 and window and i < STEPS - 1:
+            since = anchor if rule == "core" else i - 1
+            total += gain * float((sparse(x(i)) - sparse(x(since))).abs().mean()) / float(out(anchor).abs().mean())
+            if total < threshold:
+                expected.append(i)
+                continue
+        if anchor is not None:
+            moved = float((sparse(x(i)) - sparse(x(anchor))).abs().mean())
+            gain = float((sparse(out(i)) - sparse(out(anchor))).abs().mean()) / moved
+        anchor, total = i, 0.0
+    toy = Toy(
+        METHODS[name](threshold=threshold, rule=rule),
+        probe=lambda step: Probe(x(step)),
+        feature=lambda step: (out(step) - x(step)).flatten(1, 2),
+    ).run()
+    assert toy.skipped == expected and (threshold < 0.1 or len(expected) > 3)
+
+
+# what holds for all of them -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_states_itself(name: str) -> None:
+    published = METHODS[name]
+    assert published(**published.never).never and not published(**published.refusing).never
+    assert not published().never and not published(**published.skipping).never
+    assert 30 < len(published.advice) < 140 and published.advice.endswith(".")
+    for parameter in published.parameters:
+        assert len(parameter.tooltip) > 30 and parameter.tooltip.endswith("."), parameter.name
+        parameter.check(parameter.default)
+    with pytest.raises(CacheError, match="has no"):
+        published(nonsense=1)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.own_node])
+def test_a_method_is_one_short_file_with_its_source(name: str) -> None:
+    import importlib
+    from pathlib import Path
+
+    module = importlib.import_module(f"cache_core.methods.{name}")
+    text = Path(str(module.__file__)).read_text("utf-8")
+    assert len(text.splitlines()) <= 60
+    document = module.__doc__ or ""
+    cited = any(source in document for source in ("arXiv 2", "ParaAttention", "cache-dit", "ComfyUI's own"))
+    assert cited and "Differs from" in document
+
+
+def test_the_documents_are_what_the_files_state() -> None:
+    """Written by `python -m bench.tables.methods`."""
+    from bench.tables import methods as documents
+
+    assert documents.TABLE.read_text("utf-8") == documents.table()
+    assert documents.HELP.read_text("utf-8") == documents.page()
+    assert len(documents.table().splitlines()) == 7 + len(METHODS) - 1
+
+
+def test_the_bench_measures_every_method_from_careful_to_draft() -> None:
+    from bench.lab.presets import method_arms
+
+    for name in METHODS:
+        arms = method_arms([name])
+        assert len(arms) >= 4 and len({arm.name for arm in arms}) == len(arms)
+        for arm in arms:
+            METHODS[arm.method](**arm.params)
