@@ -67,7 +67,10 @@ CHURN = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="report 14")
+FAULT_14 = pytest.mark.xfail(strict=True, reason="report 14")
+
+
+@FAULT_14
 def test_report_14_the_last_evaluation_is_computed(host: Any) -> None:
     """Whatever its sigma: it is the one behind which none comes."""
     forecast = []
@@ -80,8 +83,13 @@ def test_report_14_the_last_evaluation_is_computed(host: Any) -> None:
     assert forecast == []
 
 
-@pytest.mark.xfail(strict=True, reason="report 14")
-@pytest.mark.parametrize("name", CHURN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("euler, churn 1", "above"),
+        *(pytest.param(name, marks=FAULT_14) for name in CHURN if name not in ("euler, churn 1", "above")),
+    ],
+)
 def test_report_14_the_budget_is_kept(host: Any, name: str) -> None:
     """Half of the steps are computed, within a step, or a note says why not."""
     sigmas = host.foreign.simple(host, host.model, STEPS)
@@ -176,7 +184,8 @@ def test_report_15_lying_sigmas_keep_budget_and_picture(
     host: Any, name: str, amount: float, request: pytest.FixtureRequest
 ) -> None:
     """The last step is computed, the budget holds within a step, and the picture is no worse than with fewer steps."""
-    request.applymarker(pytest.mark.xfail(strict=True, reason="report 15"))
+    if amount == 0.5:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="report 15"))
     foreign = host.foreign
     model, cases = foreign.trained(host, 2)
     gains, counts = [], []
