@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything a developer runs: the demo, the tests, a ComfyUI to try by hand, the benchmarks.
+"""Everything a developer runs: demo, tests, a ComfyUI to try by hand, benchmarks, the trainer of the small models.
 
 Standard library only. Each command sets up what it needs on first use (bench/host/setup.py) and runs it in the Python
 of a real ComfyUI. A failure ends in one sentence that says the way out, and a code other than 0.

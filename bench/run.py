@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "bench" / "tables"
-EVERYWHERE = ("readme",)
+EVERYWHERE = ("methods", "readme")
 """What needs no ComfyUI."""
 
 

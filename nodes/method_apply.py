@@ -85,7 +85,8 @@ def _chosen(method: Any, parameters: str | None) -> tuple[Published, dict[str, A
     """The method and its settings, from a dynamic input (a mapping) or from a name and JSON."""
     known = methods()
     if isinstance(method, dict):
-        params = {name: value for name, value in method.items() if name != "method"}
+        # The host gives None for an optional input that a graph lacks, and for a linked one before it runs.
+        params = {name: value for name, value in method.items() if name != "method" and value is not None}
         name = method.get("method")
     else:
         name, params = method, _from_json(parameters)

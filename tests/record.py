@@ -1,7 +1,7 @@
 """Whether two commits decide and draw alike: a pytest plugin that writes down what every host test made.
 
-    PYTHONPATH=tests python dev.py test tests/host -p record        on each commit, with RECORD=before.json / after.json
-    python tests/record.py before.json after.json                   compares them, test by test, to the bit
+    RECORD=/tmp/before.json python dev.py test tests/host        on one commit, and RECORD=/tmp/after.json on the other
+    python tests/record.py /tmp/before.json /tmp/after.json      compares them, test by test, to the bit
 
 Written down: every trace that a run publishes (all but its clock and its prompt) and a digest of every latent that
 `comfy.sample` gives back. Tests that only one of the two has are counted, and everything else has to be equal.

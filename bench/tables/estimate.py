@@ -40,16 +40,16 @@ class Ruler:
         clone.add_wrapper_with_key(self.lab.comfy.patcher_extension.WrappersMP.APPLY_MODEL, "ruler", self)
         return self.lab.attach(clone, method, self.told.append)
 
-    def __call__(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any) -> Any:
+    def __call__(self, executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL, outside the pack's own: the pack passes a call on whose options do not carry its run."""
         self.told.clear()
-        answer = executor(x, sigma, *args)
+        answer = executor(x, sigma, *args, **kwargs)
         leading = next((seen for seen in self.told if seen.skipped), None)
         if leading is not None:
             *before, options = args
             plain = {name: value for name, value in options.items() if name != self.lab.pack.KEY}
             levels = sigma.view(-1, 1, 1, 1)
-            truth, said = (x - executor(x, sigma, *before, plain)) / levels, (x - answer) / levels
+            truth, said = (x - executor(x, sigma, *before, plain, **kwargs)) / levels, (x - answer) / levels
             rows = len(leading.feature.value)  # of the leading lane, whose estimate it is
             error = (said - truth)[:rows].norm() / truth[:rows].norm()
             estimate = leading.scores.get(ESTIMATE)

@@ -1,11 +1,12 @@
 """docs/methods.md and the help page of Cache Method, from what each method's file states.
 
-Written by `python -m bench.tables.methods`. tests/core/test_methods.py holds both against the files, so that a new
+Written by `python dev.py bench methods`. tests/core/test_methods.py holds both against the files, so that a new
 method cannot be forgotten here.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 
@@ -77,7 +78,7 @@ def table() -> str:
     lines = [
         "# The methods",
         "",
-        "Written by `python -m bench.tables.methods` from the methods' own files. Figures of all of them stand in "
+        "Written by `python dev.py bench methods` from the methods' own files. Figures of all of them stand in "
         "[quality.md](quality.md), once the bench has measured them. Held: for each conditioning, beside what the "
         "signal compares with.",
         "",
@@ -108,6 +109,11 @@ def _row(parameter: Parameter) -> str:
     return f"| **{parameter.name}** | {parameter.tooltip} Default {shown}. |"
 
 
-if __name__ == "__main__":
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """None: there is nothing to choose."""
+
+
+def run(_options: argparse.Namespace) -> int:
     TABLE.write_text(table(), encoding="utf-8")
     HELP.write_text(page(), encoding="utf-8")
+    return 0

@@ -424,7 +424,7 @@ def test_a_method_is_one_short_file_with_its_source(name: str) -> None:
 
 
 def test_the_documents_are_what_the_files_state() -> None:
-    """Written by `python -m bench.tables.methods`."""
+    """Written by `python dev.py bench methods`."""
     from bench.tables import methods as documents
 
     assert documents.TABLE.read_text("utf-8") == documents.table()

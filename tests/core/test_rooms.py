@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bench.run import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
@@ -64,6 +68,14 @@ def test_the_host_room_needs_the_standard_library_only(name: str) -> None:
     """dev.py runs before anything is installed."""
     tops = {found.split(".")[0] for found in imports(BENCH / "host" / f"{name}.py")} - {"bench"}
     assert tops <= {*sys.stdlib_module_names, *({"aiohttp"} if name == "server" else ())}
+
+
+@pytest.mark.parametrize("name", tables())
+def test_every_table_is_a_command(name: str) -> None:
+    """`dev.py bench` walks the folder: what stands there needs no line elsewhere, and no ComfyUI to tell of itself."""
+    table = importlib.import_module(f"bench.tables.{name}")
+    table.add_arguments(argparse.ArgumentParser())
+    assert callable(table.run) and tables()[name].splitlines()[0].endswith(".")
 
 
 def test_the_lab_has_its_stated_name() -> None:

@@ -33,6 +33,8 @@ CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    if os.environ.get("RECORD"):
+        config.pluginmanager.register(_load_file(ROOT / "tests" / "record.py"), "record")
     if is_worker(config):  # the processors are shared with the others
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
 
@@ -59,9 +61,9 @@ class Claims:
         lines = [
             "# What is tested",
             "",
-            f"Written by a run of the host tests on a real ComfyUI {version}, on the CPU: `{CLAIMS_FILE}="
-            "docs/compatibility.md python dev.py test tests/host`.",
-            "A row stands here only if all of its cases passed. What has no row is not claimed.",
+            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To "
+            f"write this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
+            "A row stands here only if all of its cases pass. What has no row is not claimed.",
         ]
         areas = dict.fromkeys(area for area, _ in self.outcomes)
         for area in sorted(areas):

@@ -168,7 +168,10 @@ def test_skip_layer_guidance_bypasses_the_cache(host: Any, caching: Any, order: 
     assert torch.isfinite(out).all()
     skips = [e for e in evaluations if e["skip"]]
     assert len(skips) >= 6
-    assert all(e["action"] == "partial" and 0 < e["work"] < 1 for e in skips)
+    if caching.site == "guided":  # the extra pass is part of the evaluation, and goes with it
+        assert all(e["action"] == "skipped" and e["work"] == e["calls"] == 0 for e in skips)
+    else:
+        assert all(e["action"] == "partial" and 0 < e["work"] < 1 for e in skips)
     assert float((out - plain).abs().mean()) < float(plain.abs().mean())
 
 

@@ -64,6 +64,13 @@ def test_an_unknown_method_is_named(host: Any) -> None:
     assert "use teacache or" in node.SpectralCacheMethodApply.validate_inputs(method=None)
 
 
+def test_an_optional_input_that_a_graph_lacks_keeps_its_default(host: Any, monkeypatch: Any) -> None:
+    """The host's nesting of dynamic inputs makes None of it: Auto's `site` was None."""
+    node = host.method_node
+    built = node._chosen({"method": "auto", "speedup": 3.0, "quality": "Custom", "site": None}, "")
+    assert built[0](**built[1]).params["site"] == host.core.methods()["auto"].defaults["site"]
+
+
 def test_without_dynamic_inputs_there_is_a_list_and_json(host: Any, monkeypatch: Any) -> None:
     """ComfyUI before DynamicCombo."""
     node = host.method_node
