@@ -142,7 +142,7 @@ class Forward:
         rows = img.shape[0]
         if self.between:
             img, txt, vec = self.between(img, txt, vec)
-        ids = pe.expand(img.shape[0], *pe.shape[1:])
+        ids = torch.cat([pe] * (img.shape[0] // pe.shape[0]))
         if img.shape[1] > ids.shape[2] - txt.shape[1]:  # extra tokens sit where the first ones do
             extra = img.shape[1] + txt.shape[1] - ids.shape[2]
             ids = torch.cat((ids, ids[:, :, :extra]), dim=2)
