@@ -84,7 +84,6 @@ def test_report_10_singular(host: Any, steps: int) -> None:
     assert ("1 step " in note) if steps == 1 else ("2 steps" in note)
 
 
-@pytest.mark.xfail(strict=True, reason="report 10")
 @pytest.mark.parametrize("cuts", [[3, 6], [10], list(range(1, STEPS))], ids=["3+3+14", "10+10", "1 x 20"])
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_report_10_pieces_in_one_node_go_on_with_their_history(host: Any, cuts: list[int], sampler: str) -> None:
