@@ -38,7 +38,7 @@ class Repay(Correction):
     """
 
     points: int = 3
-    most: float = 2.0
+    most: float = 3.0
     narrow: float = 0.5
 
     def repair(
