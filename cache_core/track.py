@@ -181,7 +181,7 @@ class Track:
         skip = self.verdict.skip and not any(obstacles)
         for lane, look in zip(lanes, looks, strict=True):
             lane.rests = 0
-            if evaluation.apart:
+            if self._apart():  # which may have been found out by the decision
                 continue
             if lane.facts != facts:
                 lane.restart()
@@ -190,6 +190,10 @@ class Track:
             if not skip:
                 lane.computed_past = dict(lane.past) if self.rule.signal.reference == "computed" else {}
         return skip
+
+    def _apart(self) -> str:
+        evaluation = self.session.evaluation
+        return evaluation.apart if evaluation is not None else ""
 
     def reached(self, call: Call) -> bool:
         """Whether this call was entered in this evaluation."""

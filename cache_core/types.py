@@ -47,13 +47,15 @@ class Place:
     """Where a rule can skip. `kind` is the name of a site.
 
     head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
-    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all; around: only where an
+    evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes of the guidance).
     """
 
     kind: str
     head: int = 0
     tail: int = 0
     only: tuple[int, ...] | None = None
+    around: bool = False
 
 
 GUIDED = Place("guided")

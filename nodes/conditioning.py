@@ -81,6 +81,12 @@ def lane_keys(
     return [LaneKey((Same(base_model), device, p, u, frames), patches, flags) for p, u in places]
 
 
+def passes(key: LaneKey) -> Hashable:
+    """What a chunk is, wherever in the picture: its conditioning, how many patches are on it, and its flags."""
+    chunk: Any = key
+    return (*chunk.conditioning[:-1], len(chunk.patches), key.flags)  # all but the window's frames
+
+
 def moving_windows(handler: Any) -> str:
     """The name of a context handler's schedule whose windows are others at every step, or an empty string."""
     name = str(getattr(getattr(handler, "context_schedule", None), "name", ""))
@@ -139,6 +145,15 @@ def keyframes(cond: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The keyframes of every hook on a conditioning."""
     hooks = getattr(cond.get("hooks"), "hooks", ())
     yield from (getattr(getattr(hook, "hook_keyframe", None), "keyframes", ()) for hook in hooks)
+
+
+def does_more(conds: Mapping[str, Any], model_options: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is more than calls of the model, as far as can be seen before the first: windows, tiles,
+    ControlNets, LoRA hooks.
+    """
+    groups = itertools.chain.from_iterable(group or () for group in conds.values())
+    bound = any(cond.get("control") is not None or cond.get("hooks") is not None for cond in groups)
+    return bound or any(model_options.get(name) for name in ("context_handler", "model_function_wrapper"))
 
 
 def takes_turns(conds: Mapping[str, Any], sigmas: Sequence[float]) -> bool:

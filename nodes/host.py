@@ -34,9 +34,19 @@ import torch
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
 from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
-from ..cache_core.track import Observe, Track
+from ..cache_core.track import LaneKey, Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
-from .conditioning import Flags, control_slots, lane_keys, moving_windows, sections, takes_turns, weights
+from .conditioning import (
+    Flags,
+    control_slots,
+    does_more,
+    lane_keys,
+    moving_windows,
+    passes,
+    sections,
+    takes_turns,
+    weights,
+)
 from .live import Live, page
 from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
@@ -136,7 +146,9 @@ class Run:
     def __init__(self, session: Session, live: Live, one_graph: bool = False) -> None:
         self.session, self.live, self.one_graph = session, live, one_graph
         self.guided: dict[Track, Guided] = {}
-        self.guidance, self.windows, self.flags = 0, "", Flags()
+        self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
+        self.tiled = False
+        self.later: list[Callable[[], Guided]] = []
         self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
@@ -156,12 +168,36 @@ class Run:
     def clear(self) -> None:
         self._sites.clear()
         self.guided.clear()
+        self.later.clear()
 
-    def skip_evaluations(self, track: Track, model_sampling: Any) -> None:
-        """Let this rule answer in the place of whole evaluations."""
-        self.guided[track] = Guided(track, model_sampling, partial(self._leave_evaluations, track))
+    def skip_evaluations(self, track: Track, guider: Any) -> Guided:
+        """Let this rule answer in the place of whole evaluations, from the one at hand on."""
+        for made in self._sites.values():
+            made.pop(track, None)
+        track.reset()
+        track.section = sections(guider.conds)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        lane = partial(self._lane, guider)
+        site = Guided(track, sampling, lane, passes, partial(self._leave_evaluations, track))
+        self.guided[track], self.session.recorder.site = site, site.name
+        return site
 
-    def look_out(self, options: Options) -> None:
+    def _lane(self, guider: Any) -> LaneKey:
+        return LaneKey(Guided.name, flags=self.settings.of(vars(guider)))
+
+    def look_back(self, x: torch.Tensor, sigma: torch.Tensor, out: torch.Tensor) -> None:
+        """Behind the first evaluation: where it took further passes of a conditioning, rules that want to skip these
+        with it do so from here on.
+        """
+        evaluation = self.session.evaluation
+        if not self.session.active or evaluation is None or evaluation.step is None or evaluation.apart:
+            return
+        later, self.later = self.later, []
+        if any(count > 1 for count in evaluation.seen.values()):
+            for start in later:
+                start().run(x, sigma, lambda: out)
+
+    def look_out(self, options: Mapping[str, Any]) -> None:
         """Some samplers (CFG++) hang a function of their own into the guidance and read its parts from it after every
         evaluation: a whole one left out would leave them an older step's.
         """
@@ -182,6 +218,8 @@ class Run:
     def _leave_evaluations(self, track: Track, why: str) -> None:
         self.guided.pop(track, None)
         track.section = None
+        if self.tiled:
+            self.session.in_parts()
         inner = [place for place in track.rule.places if place.kind in CALL_SITES]
         self._told(why, CALL_SITES[inner[0].kind].name if inner else "")
 
@@ -286,11 +324,12 @@ def _start(
     )
     run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options))
     run.windows = moving_windows(model_options.get("context_handler"))
-    if "model_function_wrapper" in model_options:
-        session.in_parts()
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
     run.sampler, run.noisy = _sampler_name(sampler), bool(_noisy_name(sampler))
-    _guided(run, guider, levels)
+    _guided(run, guider, levels, model_options)
+    run.tiled = "model_function_wrapper" in model_options
+    if run.tiled and run.sites_in_calls:
+        session.in_parts()
     kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
@@ -302,17 +341,31 @@ def _start(
     if session.active:
         for remark in _remarks(sampler, levels):
             recorder.note(remark)
-        if architecture is None and method.rules[0].places[0].kind != recorder.site:
+        wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
+        if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
             recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
     return run
 
 
-def _guided(run: Run, guider: Any, sigmas: Sequence[float]) -> None:
-    """Rules that skip whole evaluations, with where the run's conditionings come and go."""
+def _guided(run: Run, guider: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> None:
+    """Rules that skip whole evaluations: at once, or where the first evaluation turns out to be worth it."""
+    if takes_turns(guider.conds, sigmas):
+        return
+    more, alone = does_more(guider.conds, model_options), _alone(model_options)
     for track in run.session.tracks:
-        if track.rule.places[0].kind == Guided.name and not takes_turns(guider.conds, sigmas):
-            track.section = sections(guider.conds)
-            run.skip_evaluations(track, guider.model_patcher.get_model_object("model_sampling"))
+        place = track.rule.places[0]
+        if place.kind != Guided.name:
+            continue
+        if not place.around or (more and alone):
+            run.skip_evaluations(track, guider)
+        elif alone:
+            run.later.append(partial(run.skip_evaluations, track, guider))
+
+
+def _alone(model_options: Mapping[str, Any]) -> bool:
+    """Whether nobody else stands around whole evaluations, who could change the guidance unseen."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    return not any(found for key, found in wrappers.get("predict_noise", {}).items() if key != KEY)
 
 
 def _one_graph(model_options: Mapping[str, Any]) -> bool:
@@ -505,6 +558,8 @@ def predict_noise(
         run.look_out(options)
     out = _evaluated(run, x, timestep, lambda: executor(x, timestep, options, *args, **kwargs))
     with fail_open(run.session):
+        if run.later:
+            run.look_back(x, timestep, out)
         run.session.answer(x, out)
         run.heed()
         out = run.session.adjusted(x, out)

@@ -8,8 +8,9 @@ back what the sampler has drifted by (`corrections.Repay`). The back-test is als
 `computed` says how many instead, whatever T is: steps that are not computed are nearly free, so that 100 steps with 12
 of them computed come closer to the exact picture than 28 with 12.
 
-`site`: auto skips whole model calls on every model. There the feature is the ODE derivative itself, so that the
-corrector is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
+`site`: auto skips whole model calls on every model, and whole evaluations where these do more than that (windows,
+tiles, ControlNets, LoRA hooks, further passes). There the feature is the ODE derivative itself, so that the corrector
+is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
 
 Sources: band-wise forecasts from FreqCa (arXiv 2510.08669); the corrector from linear multistep methods (Adams-Moulton;
 UniPC, arXiv 2302.04867); back-test, density and their combination are our own.
@@ -24,10 +25,15 @@ from ..backtest import EDGES, BackTested
 from ..corrections import Repay
 from ..gates import Budget, Never
 from ..parameters import Parameter, published
-from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Rule, Signal
+from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Place, Rule, Signal
 
 CUSTOM = "Custom"
-PLACES = {"auto": (MODEL,), "trunk": (TRUNK, MODEL), "model": (MODEL,), "guided": (GUIDED, MODEL)}
+PLACES = {
+    "auto": (Place(GUIDED.kind, around=True), MODEL),
+    "trunk": (TRUNK, MODEL),
+    "model": (MODEL,),
+    "guided": (GUIDED, MODEL),
+}
 PARAMETERS = (
     Parameter(
         "speedup", 2.0, "How much faster, counted in steps: of 28 steps, 2.0 computes 14, 3.0 computes 9. Higher: "
@@ -65,8 +71,8 @@ PARAMETERS = (
     Parameter(
         "site", "auto", "Where to skip: model skips the whole model call, which works on every model and holds least "
         "memory; trunk skips inside FLUX and Qwen-Image, as the other nodes do, and holds more; guided skips all that "
-        "an evaluation does, ControlNets, tiles and extra guidance passes too; auto takes the better one, which is "
-        "model.",
+        "an evaluation does, ControlNets, tiles and extra guidance passes too; auto takes guided where there are "
+        "such, else model.",
         choices=tuple(PLACES), folded=True, late=True,
     ),
     Parameter(
