@@ -29,14 +29,16 @@ class Stand:
 
 
 class Course:
-    """What a run has shown so far. `told` is the newest step that the sampler has reported."""
+    """What a run has shown so far. `told` is the newest step that the sampler has reported; first: the step of the
+    schedule that it begins at, and counts from.
+    """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, first: int = 0) -> None:
+        self.schedule, self.first = schedule, first
         self.told: int | None = None
         self._stages: dict[int, int] = {}
         self._before: float | None = None
-        self._index = 0
+        self._index = first
         self._above = 1.0
         self._since, self._usual = 0, 0
         self._size: tuple[int, ...] | None = None
@@ -51,7 +53,7 @@ class Course:
         """The sampler says that it has come to this step."""
         if self.told is not None:
             self._usual = self._since
-        self.told, self._since = step, 0
+        self.told, self._since = self.first + step, 0
 
     def other_size(self, shape: tuple[int, ...]) -> bool:
         """Whether this evaluation is of another size than the run's. The second one in a row is the run's new size."""

@@ -58,6 +58,7 @@ class Session:
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
         self.course = Course(schedule)
+        self.too_short = False
         self._skipped = False
         self._unread: list[tuple[Record, Tensor]] = []
 
@@ -208,13 +209,29 @@ class Session:
         return self.recorder.note(why)
 
     def close(self) -> None:
-        """Free everything. Locates the evaluations whose sigma nobody had to read while sampling."""
+        """End the run and free everything."""
+        self.pause()
+        self._free()
+
+    def go_on(self, levels: Sequence[float], recorder: Recorder, corrects: bool) -> None:
+        """Take up a paused run at the first of these noise levels, where it has stopped: both are one run. One that
+        does not end without noise is not the last.
+        """
+        done = self.schedule.sigmas[:-1]
+        self.schedule = replace(self.schedule, sigmas=(*done, *levels), open=levels[-1] > 0)
+        self.course, self.recorder = Course(self.schedule, len(done)), recorder
+        self.told_to_correct, self.too_short, self.active = corrects, False, True
+
+    def pause(self) -> None:
+        """End the run, but hold what the next one needs to go on with it. Locates the evaluations whose sigma nobody
+        had to read while sampling.
+        """
         self.evaluation = None
         if self._unread:
             sigmas = torch.stack([sigma for _, sigma in self._unread]).tolist()
             for (record, _), sigma in zip(self._unread, sigmas, strict=True):
                 step = self.locate(sigma)
-                record.step, record.stage, record.sigma = step.index, step.stage, step.sigma
+                record.step, record.stage, record.sigma = step.index - self.course.first, step.stage, step.sigma
         self._unread.clear()
         records = self.recorder.records
         rose = sum(record.reason == SIGMA_ROSE for record in records)
@@ -223,7 +240,6 @@ class Session:
                 f"the sampler goes back up in noise within its steps; these {rose} evaluations are computed beyond the "
                 "budget"
             )
-        self._free()
         self.active = False
 
     def _free(self) -> None:
@@ -250,7 +266,7 @@ class Session:
         action = COMPUTED if not verdict.skip else PARTIAL if work else SKIPPED
         step = evaluation.step
         return Record(
-            step=step.index if step else 0,
+            step=step.index - self.course.first if step else 0,
             stage=step.stage if step else 0,
             sigma=evaluation.shown if step else float("nan"),
             lanes=sum(evaluation.seen.values()),

@@ -391,7 +391,9 @@ class Track:
             return apart
         if step.index == 0:
             return "first step"
-        if step.index == step.total - 1:
+        if self.session.too_short:
+            return "too few steps"
+        if step.index == step.total - 1 and not step.open:
             return "last step"
         return apart
 

@@ -75,10 +75,13 @@ WHOLE: Unit = "whole"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them."""
+    """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them. open: more steps will follow
+    (a sampler that cuts one run into several), how many is not known.
+    """
 
     sigmas: tuple[float, ...]
     log_noise: Callable[[float], float]
+    open: bool = False
 
     @property
     def total(self) -> int:
@@ -98,6 +101,8 @@ class Schedule:
         return Step(index, self.total, sigma, stage, offset, above - below, self.log_noise(sigma), self)
 
 
+MOST_EXPECTED = 200
+"""Steps that are expected behind a piece of a run, at most."""
 SIGMA_TOLERANCE = 1e-4
 """Two noise levels closer than this (relative) are the same: sigmas pass through the samplers in float32."""
 
@@ -126,6 +131,19 @@ class Step:
     def progress(self) -> float:
         """0 at the first step, (T - 1) / T at the last."""
         return self.index / self.total
+
+    @property
+    def open(self) -> bool:
+        """Whether more steps follow than `total` knows of."""
+        return self.schedule is not None and self.schedule.open
+
+    @property
+    def expected(self) -> int:
+        """How many steps there will be: `total`, or where more follow as many as if they were as wide as the last."""
+        if self.schedule is None or not self.open:
+            return self.total
+        before, end = self.schedule.sigmas[-2:]
+        return self.total + min(round(end / (before - end)) if before > end else 0, MOST_EXPECTED)
 
     @property
     def position(self) -> float:

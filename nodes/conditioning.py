@@ -67,11 +67,17 @@ def _simple(value: Any) -> bool:
 
 
 def lane_keys(
-    base_model: Any, options: Mapping[str, Any], device: torch.device, flags: tuple[tuple[str, Any], ...] = ()
+    base_model: Any,
+    options: Mapping[str, Any],
+    device: torch.device,
+    flags: tuple[tuple[str, Any], ...] = (),
+    before: Mapping[Any, Any] | None = None,
 ) -> list[LaneKey]:
-    """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves)."""
+    """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves).
+    before: the uuids that conditionings had in the run that this one goes on with.
+    """
     positions = options.get("cond_or_uncond") or [0]
-    uuids = options.get("uuids") or [None] * len(positions)
+    uuids = [(before or {}).get(uuid, uuid) for uuid in options.get("uuids") or [None] * len(positions)]
     window = options.get("context_window")
     frames = tuple(window.index_list) if window is not None else None
     foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
@@ -145,6 +151,29 @@ def keyframes(cond: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The keyframes of every hook on a conditioning."""
     hooks = getattr(cond.get("hooks"), "hooks", ())
     yield from (getattr(getattr(hook, "hook_keyframe", None), "keyframes", ()) for hook in hooks)
+
+
+def called(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[Any, Any] | None:
+    """What a guider's conditionings were called in an earlier run: uuid by uuid; None where they are other ones."""
+    names: dict[Any, Any] = {}
+    if before.keys() != now.keys():
+        return None
+    for name, group in now.items():
+        earlier = before[name] or ()
+        if len(earlier) != len(group or ()):
+            return None
+        for old, new in zip(earlier, group or (), strict=True):
+            if not _equal(old.get("cross_attn"), new.get("cross_attn")):
+                return None
+            names[new.get("uuid")] = old.get("uuid")
+    return names
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    tensors = torch.is_tensor(one) and torch.is_tensor(other)
+    return tensors and one.shape == other.shape and one.device == other.device and torch.equal(one, other)
 
 
 def does_more(conds: Mapping[str, Any], model_options: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_sampling
@@ -48,6 +48,7 @@ from .conditioning import (
     weights,
 )
 from .live import Live, page
+from .pieces import Piece
 from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
@@ -143,12 +144,12 @@ def attachment_of(model: Any) -> Attachment | None:
 class Run:
     """One sampling run on the host's side: its session, and where each of its rules skips in every model it calls."""
 
-    def __init__(self, session: Session, live: Live, one_graph: bool = False) -> None:
-        self.session, self.live, self.one_graph = session, live, one_graph
+    def __init__(self, session: Session, live: Live, one_graph: bool, piece: Piece) -> None:
+        self.session, self.live, self.one_graph, self.piece = session, live, one_graph, piece
         self.guided: dict[Track, Guided] = {}
         self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
         self.tiled = False
-        self.later: list[Callable[[], Guided]] = []
+        self.later: list[tuple[Track, Any]] = []
         self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
@@ -174,7 +175,6 @@ class Run:
         """Let this rule answer in the place of whole evaluations, from the one at hand on."""
         for made in self._sites.values():
             made.pop(track, None)
-        track.reset()
         track.section = sections(guider.conds)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         lane = partial(self._lane, guider)
@@ -194,8 +194,9 @@ class Run:
             return
         later, self.later = self.later, []
         if any(count > 1 for count in evaluation.seen.values()):
-            for start in later:
-                start().run(x, sigma, lambda: out)
+            for track, guider in later:
+                track.reset()
+                self.skip_evaluations(track, guider).run(x, sigma, lambda: out)
 
     def look_out(self, options: Mapping[str, Any]) -> None:
         """Some samplers (CFG++) hang a function of their own into the guidance and read its parts from it after every
@@ -266,13 +267,14 @@ def sampler_sample(
 ) -> Any:
     """SAMPLER_SAMPLE: one run. Errors and interrupts pass through; the trace is published, everything freed."""
     try:
-        masked = args[3] if len(args) > 3 else kwargs.get("denoise_mask")
-        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"], masked is not None)
+        given = _Given(*(args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(_Given._fields)))
+        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"], given)
     except Exception:
         LOG.warning("SpectralCache could not start on this ComfyUI; sampling without it.", exc_info=True)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     extra_args["model_options"].setdefault("transformer_options", {})[KEY] = run
     state: State = "error"
+    samples = None
     if run.session.active:
         args, kwargs = _told(run.session, args, kwargs)
     try:
@@ -284,7 +286,16 @@ def sampler_sample(
         raise
     finally:
         extra_args["model_options"]["transformer_options"].pop(KEY, None)
-        _finish(run, state)
+        _finish(run, state, samples)
+
+
+class _Given(NamedTuple):
+    """What the host hands a sampler behind extra_args, in this order."""
+
+    callback: Any
+    noise: Any
+    latent_image: Any
+    denoise_mask: Any
 
 
 def _told(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -307,7 +318,7 @@ def _start(
     guider: Any,
     sigmas: torch.Tensor,
     model_options: Mapping[str, Any],
-    masked: bool = False,
+    given: _Given,
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model = attachment.method, guider.model_patcher.model
@@ -318,17 +329,18 @@ def _start(
     recorder.unheard = partial(RUNS.unheard, _place())
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
-    seen = not masked and not any("cfg_pp" in name for name in _sampler_names(sampler))
-    session = Session(
+    seen = given.denoise_mask is None and not any("cfg_pp" in name for name in _sampler_names(sampler))
+    piece = Piece(_executing(), attachment, guider)
+    session = piece.follow(levels, given, recorder, _corrects(sampler)) or Session(
         method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
     )
-    run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options))
+    run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
     run.sampler, run.noisy = _sampler_name(sampler), bool(_noisy_name(sampler))
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
-    if run.tiled and run.sites_in_calls:
+    if run.tiled and run.sites_in_calls and session.parts is None:
         session.in_parts()
     kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
     recorder.site = kinds[0] if kinds else MODEL.kind
@@ -336,10 +348,16 @@ def _start(
         return run
     for obstacle in _obstacles(sampler, levels, model_options, bare):
         warn(session, obstacle)
+    if session.active and not piece.goes_on and (few := _too_few(len(levels) - 1)):
+        if levels[-1] > 0 and piece.place is not None:  # the next run of this node may go on with it
+            session.too_short = True
+            recorder.note(few)
+        else:
+            warn(session, few)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(sampler, levels):
+        for remark in _remarks(sampler, session.schedule.sigmas):
             recorder.note(remark)
         wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
         if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
@@ -356,10 +374,10 @@ def _guided(run: Run, guider: Any, sigmas: Sequence[float], model_options: Mappi
         place = track.rule.places[0]
         if place.kind != Guided.name:
             continue
-        if not place.around or (more and alone):
+        if not place.around or (more and alone) or track.section is not None:
             run.skip_evaluations(track, guider)
-        elif alone:
-            run.later.append(partial(run.skip_evaluations, track, guider))
+        elif alone and not run.piece.goes_on:
+            run.later.append((track, guider))
 
 
 def _alone(model_options: Mapping[str, Any]) -> bool:
@@ -380,10 +398,11 @@ def _one_graph(model_options: Mapping[str, Any]) -> bool:
     return "diffusion_model" in names  # single blocks compiled leave room for hooks between them
 
 
-def _finish(run: Run, state: State) -> None:
+def _finish(run: Run, state: State, samples: Any) -> None:
     session, trace = run.session, None
     try:
-        session.close()
+        if state != "done" or not run.piece.leave(session, samples):
+            session.close()
         trace = session.recorder.finish(state, _place())
         RUNS.publish(trace)
         LOG.info(summary(trace))
@@ -393,14 +412,19 @@ def _finish(run: Run, state: State) -> None:
     run.clear()
 
 
-def _place() -> dict[str, Any]:
-    """Which prompt and node is sampling; None outside the executor."""
+def _executing() -> Any:
+    """The node execution that is under way: an object of its own each; None outside the executor."""
     try:
         from comfy_execution.utils import get_executing_context
 
-        context = get_executing_context()
+        return get_executing_context()
     except ImportError:
-        context = None
+        return None
+
+
+def _place() -> dict[str, Any]:
+    """Which prompt and node is sampling; None outside the executor."""
+    context = _executing()
     return {
         "prompt": context.prompt_id if context else None,
         "node": context.node_id if context else None,
@@ -425,10 +449,6 @@ def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str
         yield AUTO_REGRESSIVE
     if any(after > before for before, after in itertools.pairwise(sigmas)):
         yield "the sigmas do not fall from step to step; use a falling schedule to skip"
-    steps = len(sigmas) - 1
-    if steps < MIN_STEPS:
-        leave = "1 step leaves" if steps == 1 else f"{steps} steps leave"
-        yield f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps"
     if "multigpu_clones" in model_options:
         yield "multi-GPU runs are computed in full"
     others = _other_caches(model_options, bare)
@@ -436,9 +456,15 @@ def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str
         yield f"another cache is on this model ({', '.join(others)}); remove one of the two"
 
 
+def _too_few(steps: int) -> str:
+    """Why a run of so many steps is computed in full, or an empty string."""
+    leave = "1 step leaves" if steps == 1 else f"{steps} steps leave"
+    return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
+
+
 def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
     """What a user should know of a run that is cached."""
-    if len(sigmas) - 1 < FEW_STEPS:
+    if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
     if noisy := _noisy_name(sampler):
         yield fresh_noise(noisy)
@@ -624,7 +650,7 @@ def _open_call(
             f"context_schedule {run.windows} moves its windows at every step, so nothing can be skipped: "
             "choose standard_static"
         )
-    keys = lane_keys(base_model, options, x.device, run.flags.of(options))
+    keys = lane_keys(base_model, options, x.device, run.flags.of(options), run.piece.uuids)
     rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
     call.bypass |= rows * len(keys) != x.shape[0]

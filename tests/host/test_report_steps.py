@@ -110,7 +110,7 @@ def test_report_14_a_smaller_latent_between_the_steps(host: Any, method: str) ->
     full = trace["evaluations"][::2]
     assert len(full) == STEPS and full[-1]["action"] == "computed"
     assert sum(e["action"] == "skipped" for e in full) >= 8, [e["reason"] for e in full]
-    assert foreign.error(out, plain) < 0.25
+    assert foreign.error(out, plain) < (0.35 if method == "Apply" else 0.25)  # Apply skips two of three
 
 
 # 15: sigmas that are not what the sampler walks on --------------------------------------------------------------------
