@@ -69,8 +69,12 @@ class Session:
 
     @property
     def corrects(self) -> bool:
-        """Whether a repair reaches its aim: not where the sampler was seen to add noise of its own."""
-        return self.told_to_correct and not (self.motion and self.motion.stochastic)
+        """Whether a repair reaches its aim: not where the sampler was seen to add noise of its own, or is said to as
+        long as nothing was seen.
+        """
+        if self.motion is None or not self.motion.measured:
+            return self.told_to_correct
+        return not self.motion.stochastic
 
     def begin(self, sigma: Tensor) -> None:
         """Start an evaluation at `sigma` (any shape, its first element counts; read later)."""
@@ -93,7 +97,7 @@ class Session:
             return
         if not any(track.verdict is not None and track.verdict.skip for track in self.tracks):
             self.motion.computed(x, denoised, evaluation.sigma)
-        self.motion.leave(x, denoised, evaluation.sigma)
+            self.motion.leave(x, denoised, evaluation.sigma)
 
     @property
     def alarm(self) -> str:
@@ -135,7 +139,7 @@ class Session:
 
     def in_parts(self) -> None:
         """Something around the model hands it the picture in parts: watch whether they are the same ones."""
-        self.parts = Motion(self.keep, True, "part ")
+        self.parts = Motion(self.keep, True, "part ", once=True)
 
     def _motions(self) -> list[Motion]:
         return [motion for motion in (self.motion, self.parts) if motion is not None]
@@ -300,6 +304,6 @@ ANOTHER_CACHE = "the model gives one result for different inputs, as another cac
 THROWN, ELSEWHERE = 0.9, 0.3
 """Shares of a latent that is thrown away: by a sampler that makes it anew, by a look at another part of the picture."""
 ROLLED = "the model is shown other parts of the picture at every step, so nothing is known of the next ones"
-THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step, so a forecast would show as grain"
+THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step: a forecast would show as grain"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
 """Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""

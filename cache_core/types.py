@@ -47,15 +47,13 @@ class Place:
     """Where a rule can skip. `kind` is the name of a site.
 
     head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
-    `tail` run on what stands in; only: the numbers of the layers that count, None for all; around: only where an
-    evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes of the guidance).
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
     """
 
     kind: str
     head: int = 0
     tail: int = 0
     only: tuple[int, ...] | None = None
-    around: bool = False
 
 
 GUIDED = Place("guided")
@@ -312,7 +310,9 @@ class Rule:
     """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
     whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
-    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input).
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). around: the
+    place that comes first where an evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks,
+    further passes).
     """
 
     places: tuple[Place, ...]
@@ -321,6 +321,7 @@ class Rule:
     predictor: Predictor
     feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
     correction: Correction | None = None
+    around: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

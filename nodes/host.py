@@ -32,7 +32,7 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.session import flow_noise, plain_noise
+from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import LaneKey, Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
@@ -150,7 +150,7 @@ class Run:
         self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
         self.tiled = False
         self.later: list[tuple[Track, Any]] = []
-        self.sampler, self.noisy = "", False
+        self.sampler = ""
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
@@ -213,7 +213,7 @@ class Run:
             return
         if session.alarm:
             warn(session, session.alarm)
-        elif session.motion is not None and session.motion.stochastic and not self.noisy:
+        elif session.motion is not None and session.motion.stochastic:
             session.recorder.note(fresh_noise(self.sampler))
 
     def _leave_evaluations(self, track: Track, why: str) -> None:
@@ -329,7 +329,7 @@ def _start(
     recorder.unheard = partial(RUNS.unheard, _place())
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
-    seen = given.denoise_mask is None and not any("cfg_pp" in name for name in _sampler_names(sampler))
+    seen = given.denoise_mask is None
     piece = Piece(_executing(), attachment, guider)
     session = piece.follow(levels, given, recorder, _corrects(sampler)) or Session(
         method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
@@ -337,7 +337,7 @@ def _start(
     run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler, run.noisy = _sampler_name(sampler), bool(_noisy_name(sampler))
+    run.sampler = _noisy_name(sampler) or _sampler_names(sampler)[0]
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
     if run.tiled and run.sites_in_calls and session.parts is None:
@@ -357,7 +357,7 @@ def _start(
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(sampler, session.schedule.sigmas):
+        for remark in _remarks(sampler, session.schedule.sigmas, seen):
             recorder.note(remark)
         wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
         if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
@@ -371,12 +371,10 @@ def _guided(run: Run, guider: Any, sigmas: Sequence[float], model_options: Mappi
         return
     more, alone = does_more(guider.conds, model_options), _alone(model_options)
     for track in run.session.tracks:
-        place = track.rule.places[0]
-        if place.kind != Guided.name:
-            continue
-        if not place.around or (more and alone) or track.section is not None:
+        where_more = track.rule.around is not None and track.rule.around.kind == Guided.name and alone
+        if track.rule.places[0].kind == Guided.name or (where_more and more) or track.section is not None:
             run.skip_evaluations(track, guider)
-        elif alone and not run.piece.goes_on:
+        elif where_more and not run.piece.goes_on:
             run.later.append((track, guider))
 
 
@@ -444,7 +442,7 @@ def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str
     if any(mark in name for name in names for mark in FREE_RUNNING_SAMPLERS):
         yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
     if LATENT_MADE_ANEW in names:
-        yield f"{LATENT_MADE_ANEW} makes the latent anew from fresh noise at every step: a forecast would show as grain"
+        yield THROWN_AWAY
     if AUTO_REGRESSIVE_SAMPLER in names:
         yield AUTO_REGRESSIVE
     if any(after > before for before, after in itertools.pairwise(sigmas)):
@@ -462,11 +460,11 @@ def _too_few(steps: int) -> str:
     return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
 
 
-def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
-    """What a user should know of a run that is cached."""
+def _remarks(sampler: Any, sigmas: Sequence[float], seen: bool) -> Iterator[str]:
+    """What a user should know of a run that is cached. seen: whether the sampler's moves will be."""
     if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if noisy := _noisy_name(sampler):
+    if not seen and (noisy := _noisy_name(sampler)):
         yield fresh_noise(noisy)
 
 
@@ -493,10 +491,10 @@ def _stochastic(name: str) -> bool:
 
 
 def _corrects(sampler: Any) -> bool:
-    """Whether the sampler adds the derivative times a difference of sigmas, and nothing else, as far as its name tells
-    (the run measures it, too). CFG++ takes the denoised latent whole.
+    """Whether the sampler moves as it is told, as far as names and options tell: until its moves have been seen, and
+    where they cannot be.
     """
-    return not _noisy_name(sampler) and not any("cfg_pp" in name for name in _sampler_names(sampler))
+    return not _noisy_name(sampler)
 
 
 def _sampler_names(sampler: Any) -> list[str]:
@@ -522,10 +520,6 @@ def _sampler_names(sampler: Any) -> list[str]:
 
 DEEPEST = 4
 """How far samplers within samplers are looked for."""
-
-
-def _sampler_name(sampler: Any) -> str:
-    return _sampler_names(sampler)[0]
 
 
 def _other_caches(model_options: Mapping[str, Any], bare: Any) -> list[str]:

@@ -25,15 +25,10 @@ from ..backtest import EDGES, BackTested
 from ..corrections import Repay
 from ..gates import Budget, Never
 from ..parameters import Parameter, published
-from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Place, Rule, Signal
+from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Rule, Signal
 
 CUSTOM = "Custom"
-PLACES = {
-    "auto": (Place(GUIDED.kind, around=True), MODEL),
-    "trunk": (TRUNK, MODEL),
-    "model": (MODEL,),
-    "guided": (GUIDED, MODEL),
-}
+PLACES = {"auto": (MODEL,), "trunk": (TRUNK, MODEL), "model": (MODEL,), "guided": (GUIDED, MODEL)}
 PARAMETERS = (
     Parameter(
         "speedup", 2.0, "How much faster, counted in steps: of 28 steps, 2.0 computes 14, 3.0 computes 9. Higher: "
@@ -108,7 +103,8 @@ def auto(
     gate: Gate = Never()
     if computed or quality != CUSTOM or speedup != 1:
         gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
-    rule = Rule(PLACES[site], Signal(), gate, BackTested(bands), correction=Repay())
+    around = GUIDED if site == "auto" else None
+    rule = Rule(PLACES[site], Signal(), gate, BackTested(bands), correction=Repay(), around=around)
     return Method("SpectralCache Auto", (rule,))
 
 
