@@ -228,6 +228,8 @@ class Track:
         self._entered.clear()
         self._lanes.clear()
         self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.reset(call)
 
     def explain(self, reason: str) -> None:
         """Why this evaluation is computed, where the site knows better."""
@@ -307,6 +309,8 @@ class Track:
         for lane in self._lanes.values():
             lane.restart()
         self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.begin_again()
 
     def clear(self) -> None:
         """Free everything."""
