@@ -58,6 +58,16 @@ def curve(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
     return [(number(row["cost"]), number(row["psnr"])) for row in rows if row["family"] == family]
 
 
+def derive_showing(rows: Sequence[Row]) -> str:
+    """Whether deriving is worth it beside Auto, which can compute fewer steps instead."""
+    told = []
+    for row in rows:
+        plain = at(curve(rows, AUTO), number(row["cost"]))
+        if row["family"] != AUTO and row["family"].startswith(AUTO) and plain is not None:
+            told.append(f"{number(row['psnr']) - plain:+.1f} dB at {number(row['cost']):g}")
+    return f"Auto with guidance derive against Auto as it is, at equal cost: {'; '.join(told) or 'not comparable'}."
+
+
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/guidance.md."""
     heading = ["", "cost", "speed-up", "PSNR", "SSIM", "over fewer steps", "over Auto as it is"]
@@ -75,10 +85,10 @@ def report(rows: Sequence[Row], about: str) -> str:
     return document(
         "# The negative prompt, derived",
         f"The small FLUX of this repository, euler, {first['steps']} steps, CFG {number(first['cfg']):g}, "
-        f"{first['pairs']} prompt and seed pairs: PSNR of the picture in dB against the full run. Cost counts "
+        f"pairs of prompt and seed: {first['pairs']}. PSNR of the picture in dB against the full run. Cost counts "
         "evaluations of both prompts; one in which the negative's result is derived counts half. Over fewer steps: "
         "against the plain sampler's curve, read at the same cost.",
-        f"{ahead} of {told} rows come closer to the full run than fewer steps at equal cost.",
+        f"{ahead} of {told} rows come closer to the full run than fewer steps at equal cost. {derive_showing(rows)}",
         markdown(heading, body),
         about,
     )
