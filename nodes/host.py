@@ -150,7 +150,7 @@ class Run:
         self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
         self.tiled = False
         self.later: list[tuple[Track, Any]] = []
-        self.sampler = ""
+        self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
@@ -203,6 +203,8 @@ class Run:
         evaluation: a whole one left out would leave them an older step's.
         """
         if len(options.get("sampler_post_cfg_function", ())) > self.guidance:
+            if self.session.motion is not None:  # it does not move along what it is told as a whole
+                self.session.motion.look_away()
             for site in list(self.guided.values()):
                 site.leave(Unfit("guidance read", "the sampler reads the guidance's parts from every evaluation"))
 
@@ -213,7 +215,7 @@ class Run:
             return
         if session.alarm:
             warn(session, session.alarm)
-        elif session.motion is not None and session.motion.stochastic:
+        elif session.motion is not None and (session.motion.stochastic or (self.noisy and not session.motion.moves)):
             session.recorder.note(fresh_noise(self.sampler))
 
     def _leave_evaluations(self, track: Track, why: str) -> None:
@@ -337,7 +339,7 @@ def _start(
     run = Run(session, Live(recorder, page(attachment.node_id)), _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler = _noisy_name(sampler) or _sampler_names(sampler)[0]
+    run.sampler, run.noisy = _noisy_name(sampler) or _sampler_names(sampler)[0], bool(_noisy_name(sampler))
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
     if run.tiled and run.sites_in_calls and session.parts is None:
@@ -357,7 +359,7 @@ def _start(
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(sampler, session.schedule.sigmas, seen):
+        for remark in _remarks(session.schedule.sigmas):
             recorder.note(remark)
         wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
         if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
@@ -460,12 +462,10 @@ def _too_few(steps: int) -> str:
     return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
 
 
-def _remarks(sampler: Any, sigmas: Sequence[float], seen: bool) -> Iterator[str]:
-    """What a user should know of a run that is cached. seen: whether the sampler's moves will be."""
+def _remarks(sigmas: Sequence[float]) -> Iterator[str]:
+    """What a user should know of a run that is cached."""
     if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if not seen and (noisy := _noisy_name(sampler)):
-        yield fresh_noise(noisy)
 
 
 def fresh_noise(name: str) -> str:
