@@ -113,7 +113,8 @@ class Call:
 @dataclass(slots=True)
 class Evaluation:
     """The evaluation in progress. apart: why it belongs to no step, or nothing (`course`); again: the schedule starts
-    again here; shown: the noise level that the model is shown.
+    again here; shown: the noise level that the model is shown; beside: what was opened beside its model calls; spared:
+    the rows of model calls that were not made because a result was derived instead.
     """
 
     sigma: Tensor
@@ -125,6 +126,8 @@ class Evaluation:
     seen: dict[Hashable, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
+    beside: list[Call] = field(default_factory=list)
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +149,15 @@ Observe = Callable[[Seen], None]
 class Track:
     """One rule in one run: lanes, leader, ledger, evidence and this evaluation's verdict. A site holds one.
 
-    section: which part of the run a noise level lies in, where a site cannot see for itself that conditionings come and
-    go at known noise levels. A feature is not carried from one section into another.
+    parts: the same for each unit that decides for itself, the track then decides nothing as a whole; section: which
+    part of the run a noise level lies in, where a site cannot see for itself that conditionings come and go at known
+    noise levels. A feature is not carried from one section into another.
     """
 
     def __init__(self, session: Session, rule: Rule) -> None:
         self.session, self.rule = session, rule
         self.section: Callable[[float], Hashable] | None = None
+        self.parts: dict[Unit, Track] = {}
         self.verdict: Verdict | None = None
         self.scores: dict[str, float] = {}
         self.consecutive = 0
@@ -162,6 +167,10 @@ class Track:
         self._leader: LaneKey | None = None
         self._ledger: Figures = {}
         self._evidence: Figures = {}
+
+    def part(self, unit: Unit) -> Track:
+        """The track of a unit that decides for itself: made when it is first asked for, and kept for the run."""
+        return self.parts.setdefault(unit, Track(self.session, self.rule))
 
     def enter(self, call: Call, facts: Facts, probe: Callable[[slice], Probe], calibration: Calibration) -> bool:
         """Decide (first call of the evaluation) or follow: whether to skip. `probe` looks at one lane's rows."""
@@ -197,7 +206,16 @@ class Track:
 
     def reached(self, call: Call) -> bool:
         """Whether this call was entered in this evaluation."""
-        return call in self._entered
+        return call in self._entered or any(part.reached(call) for part in self.parts.values())
+
+    def compute(self, call: Call, reason: str) -> None:
+        """Compute this evaluation although nothing was decided: the site cannot skip it."""
+        self._entered.append(call)
+        for each in (self, *self.parts.values()):
+            each._lanes.clear()
+        if self.session.evaluation is not None and self.verdict is None:
+            self.verdict = Verdict(False, reason)
+            self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
 
     def reset(self, call: Call | None = None) -> None:
         """Forget everything, this evaluation's decision too unless an earlier call has followed a skip: another place
@@ -210,6 +228,8 @@ class Track:
         self._entered.clear()
         self._lanes.clear()
         self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.reset(call)
 
     def explain(self, reason: str) -> None:
         """Why this evaluation is computed, where the site knows better."""
@@ -281,22 +301,30 @@ class Track:
                     del self._lanes[key]
         self.verdict, self.scores, self._figures = None, {}, {}
         self._entered.clear()
+        for part in self.parts.values():
+            part.end()
 
     def begin_again(self) -> None:
         """The schedule starts again: nothing is forecast from one pass into the next, and the budget is a new one."""
         for lane in self._lanes.values():
             lane.restart()
         self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.begin_again()
 
     def clear(self) -> None:
         """Free everything."""
         self._lanes.clear()
         self._ledger, self._evidence, self._figures = {}, {}, {}
+        for part in self.parts.values():
+            part.clear()
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that is held for later evaluations, but for scalars."""
         for lane in self._lanes.values():
             yield from lane.tensors()
+        for part in self.parts.values():
+            yield from part.tensors()
 
     def _learn(
         self, key: LaneKey, lane: Lane, step: Step, feature: Tensor, unit: Unit, grid: Grid | None, tap: Tensor | None

@@ -78,13 +78,18 @@ def lane_keys(
     """
     positions = options.get("cond_or_uncond") or [0]
     uuids = [(before or {}).get(uuid, uuid) for uuid in options.get("uuids") or [None] * len(positions)]
-    window = options.get("context_window")
-    frames = tuple(window.index_list) if window is not None else None
+    model, frames = place_of(base_model, options)
     foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
     patches = tuple((slot, Same(patch)) for slot, patch in foreign.items())
     patches += tuple((name, Same(patch)) for name, group in lists.items() for patch in group)
     places = zip(positions, uuids, strict=True)
-    return [LaneKey((Same(base_model), device, p, u, frames), patches, flags) for p, u in places]
+    return [LaneKey((model, device, p, u, frames), patches, flags) for p, u in places]
+
+
+def place_of(base_model: Any, options: Mapping[str, Any]) -> tuple[Same, tuple[int, ...] | None]:
+    """The model, and the frames of the context window that is being made."""
+    window = options.get("context_window")
+    return Same(base_model), tuple(window.index_list) if window is not None else None
 
 
 def passes(key: LaneKey) -> Hashable:

@@ -111,13 +111,16 @@ class Slider {
     this.mapButton.setAttribute("aria-pressed", String(!this.heat.hidden));
     this.view.setAttribute("aria-label", say("slider"));
     this.move(this.place);
+    this.fit();
   }
 
-  /** The pictures as large as fits, in their own proportions. */
+  /** The pictures as large as fits, in their own proportions; out of sight until these are known. */
   fit() {
     const { naturalWidth: width, naturalHeight: height } = this.full;
     const { clientWidth, clientHeight } = this.view; // before any scaling of the canvas
-    if (!width || !clientWidth) return;
+    const known = width > 0 && clientWidth > 0;
+    this.frame.style.visibility = known ? "visible" : "hidden";
+    if (!known) return;
     const scale = Math.min(clientWidth / width, clientHeight / height);
     Object.assign(this.frame.style, { width: `${width * scale}px`, height: `${height * scale}px` });
   }

@@ -305,6 +305,10 @@ class Server:
             raise HostError(f"ComfyUI has no node {node}; the pack may have failed to load.{self.log_tail()}")
         return answer[node]
 
+    def set(self, settings: dict[str, Any]) -> None:
+        """Changes settings of the page's user, for pages that are loaded from now on."""
+        self._request("/settings", settings)
+
     def interrupt(self) -> None:
         """Stops the graph that is running."""
         self._request("/interrupt", {})

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, metavar="N", help="this many prompt and seed pairs (1 to 24)")
     parser.add_argument("--share", metavar="K/N", help="only make every N-th pair's runs, from K; no report")
     parser.add_argument("--report", action="store_true", help="make no runs: the report from the CSV as it is")
+    parser.add_argument("--side", type=int, metavar="N", help="side of the latent, even (default: 24, as trained)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/, for --quick out/bench/ here")
 
 
@@ -55,7 +56,7 @@ def carry_out(
     """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
-    about = provenance(page) if options.report else measure(groups, table, options.share)
+    about = provenance(page) if options.report else measure(groups, table, options.share, options.side)
     if about:
         found = read_csv(table)
         text = report(found, about)
@@ -70,6 +71,7 @@ def measure(
     groups: Sequence[Group],
     file: Path,
     share: str | None,
+    side: int | None = None,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share.
@@ -78,11 +80,12 @@ def measure(
 
     from bench.lab import Lab, Studio
     from bench.lab.runner import Runner
+    from bench.lab.studio import SIDE
 
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     started = shown = time.monotonic()
     with torch.inference_mode():
-        runner = Runner(Studio(Lab()), Store())
+        runner = Runner(Studio(Lab(), side or SIDE), Store())
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()

@@ -13,14 +13,15 @@ from bench.lab.pairs import Pair
 
 WEIGHTS = ROOT / "bench" / "weights"
 SHIFT = 1.5
-LATENT = (1, 16, 24, 24)
+SIDE = 24
+"""Height and width of the latents that the model was trained on."""
 
 
 class Studio:
     """The small trained FLUX: pictures of its captions, from any model that is derived from it."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, side: int = SIDE) -> None:
+        self.lab, self.side = lab, side
         shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
         plain = lab.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
         (self.model,) = shifting.ModelSamplingAuraFlow().patch_aura(plain, SHIFT)
@@ -35,7 +36,7 @@ class Studio:
         self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None, sampler: str = "euler"
     ) -> Sampled:
         """One run; the noise is the one that the seed gives in the host's own nodes."""
-        noise = self.lab.comfy.sample.prepare_noise(torch.zeros(LATENT), pair.seed)
+        noise = self.lab.comfy.sample.prepare_noise(torch.zeros(1, 16, self.side, self.side), pair.seed)
         positive, negative = self.conditioning(pair.prompt), self.conditioning("")
         return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed, sampler)
 

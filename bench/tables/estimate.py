@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
+from bench.lab.studio import SIDE
 from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
 from cache_core.track import Seen
 from cache_core.types import ESTIMATE, Method
@@ -122,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
         about = fill.provenance(page)
     else:
         with torch.inference_mode():
-            studio = Studio(Lab())
+            studio = Studio(Lab(), options.side or SIDE)
             write_csv(table, list(measure(studio, options.pairs, options.quick)))
         about = fill.origin(studio.lab.about(), ["auto"])
     page.write_text(report(read_csv(table), about), encoding="utf-8")

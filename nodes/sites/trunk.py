@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ import torch
 
 from ...cache_core.track import Track
 from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, Unfit, failure
+from .common import Around, Forward, ModelCall, Options, Site, Unfit, eager, failure, probe
 
 LOG = logging.getLogger("SpectralCache")
 
@@ -89,12 +88,11 @@ class Trunk(Site):
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
         if self.around.one_graph:
             return self.go_on(call, options, forward, "compiled as one graph", ONE_GRAPH)
-        patches = options.get("patches_replace", {})
-        foreign = dict(patches.get("dit", {}))
+        foreign, ours = with_hooks(options, self.hooks)
         outer, self.now = self.now, Pass(call, foreign)
         now = self.now
         try:
-            out = forward({**options, "patches_replace": {**patches, "dit": {**foreign, **self.hooks}}})
+            out = forward(ours)
         except Exception as error:
             if not now.again and not _cannot_be_traced(error):
                 raise
@@ -193,13 +191,8 @@ class Trunk(Site):
         return grid if math.prod(grid) == now.targets else None
 
     def _probe(self, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
-        needs, modulated, head = self.track.rule.signal.needs, None, None
-        if "modulated" in needs:
-            tokens = streams.img.shape[1] if self.architecture.signal_over_references else streams.targets
-            modulated = self.architecture.modulated(self.around.model, streams.img[rows, :tokens], streams.vec[rows])
-        if "head" in needs:
-            head = (img - streams.img)[rows, : streams.targets]
-        return Probe(modulated, streams.targets, head) if needs else Probe()
+        head = (img - streams.img)[rows, : streams.targets] if "head" in self.track.rule.signal.needs else None
+        return probe(self.track.rule.signal.needs, self.architecture, self.around.model, streams, rows, head)
 
     def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
@@ -257,13 +250,8 @@ def _cannot_be_traced(error: Exception) -> bool:
     return (type(error).__module__, type(error).__name__) == ("torch._dynamo.exc", "Unsupported")
 
 
-def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
-    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen.
-
-    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
-    is done: loading it takes most of a second.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    wrapped: Callable[..., Any] = torch.compiler.disable(function, recursive=recursive)
-    return wrapped
+def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot, Hook], Options]:
+    """The block hooks of others as they are now, and the options with ours in their place."""
+    replace = options.get("patches_replace", {})
+    foreign = dict(replace.get("dit", {}))
+    return foreign, {**options, "patches_replace": {**replace, "dit": {**foreign, **hooks}}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,22 @@ def test_the_slider(page: Any, until: Callable[..., Any], tmp_path: Path) -> Non
     slider = page.locator(".spectralcache-compare")
     assert slider.locator(".spectralcache-empty").inner_text() == "Run the graph to compare the two pictures."
     page.screenshot(path=tmp_path / "empty.png")
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route(re.compile(r"/view\?"), hold)
     page.evaluate("void app.queuePrompt(0)")
     report = slider.locator(".spectralcache-report")
     until("the figures", lambda: "PSNR" in report.inner_text() or "exactly the same" in report.inner_text())
     frame, view = slider.locator(".spectralcache-frame"), slider.locator(".spectralcache-view")
-    until("the pictures", lambda: (frame.bounding_box() or {"width": 0})["width"] > 100)
+    until("the requests for them", lambda: page.evaluate("true") and len(held) >= 3)
+    assert not frame.is_visible(), "no frame of the wrong shape before the pictures are there"
+    for route in held:
+        route.continue_()
+    page.unroute_all()
+    until("the pictures", frame.is_visible)
     box = frame.bounding_box()
     assert abs(box["width"] - box["height"]) < 2, "in their own proportions"
     for share in (0.25, 0.75):

@@ -42,7 +42,8 @@ def table(path: Path) -> list[dict[str, str]]:
 
 # runs of the small FLUX -----------------------------------------------------------------------------------------------
 
-QUALITY = ("quality", "--quick", "--pairs", "1", "--steps", "8")
+SMALLER = ("--quick", "--side", "12")
+QUALITY = ("quality", *SMALLER, "--pairs", "1", "--steps", "8")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_readme_takes_its_table_from_the_rows(folder: Path) -> None:
 
 
 def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
-    bench(folder, "auto", "--quick")
+    bench(folder, "auto", *SMALLER)
     rows = {row["name"]: row for row in table(folder / "auto.csv")}
     auto = [row for row in rows.values() if row["family"] == "SpectralCache Auto"]
     assert [(row["sampler"], float(row["computed"])) for row in auto] == [
@@ -97,7 +98,7 @@ def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
 
 
 def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> None:
-    bench(folder, "estimate", "--quick")
+    bench(folder, "estimate", *SMALLER)
     rows = table(folder / "estimate.csv")
     for count in (14, 10, 7):
         own = [row for row in rows if int(row["computed"]) == count]
@@ -110,7 +111,7 @@ def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> Non
 
 
 def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
-    bench(folder, "ablation", "--quick")
+    bench(folder, "ablation", *SMALLER)
     rows = table(folder / "ablation.csv")
     parts = ("TADS", "CEB", "FDC", "TADS + CEB", "TADS + FDC", "CEB + FDC", "TADS + CEB + FDC")
     assert {row["family"] for row in rows} == {"fewer steps", "none (TeaCache)", *parts}
@@ -126,7 +127,7 @@ def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
 
 
 def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None:
-    bench(folder, "predictors", "--quick")
+    bench(folder, "predictors", *SMALLER)
     rows = {(row["family"], row["name"]): row for row in table(folder / "predictors.csv")}
     assert all(float(row["computed"]) == 10 for row in rows.values()) and len(rows) == 11
     psnr = {family: row["psnr"] for (family, _), row in rows.items()}

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "SpectralCache": ("spectralcache", {"threshold": 0.6}),
     "SpectralCache, eager": (

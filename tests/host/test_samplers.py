@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 FREE_RUNNING = {"dpm_fast", "dpm_adaptive"}
 CALLS = {
     "heun": 2,

@@ -104,7 +104,10 @@ QWEN_IMAGE = {
     "num_attention_heads": 1,
     "joint_attention_dim": CONTEXT,
 }
+FLUX1 = FLUX | {"depth_single_blocks": 3, "guidance_embed": False, "txt_ids_dims": []}
+"""Half the width and half the blocks of the small trained FLUX."""
 LOADED = {
+    "flux": ("comfy.ldm.flux.model", "Flux", FLUX1, CONTEXT, (1, 16, 8, 8)),
     "flux2": ("comfy.ldm.flux.model", "Flux", FLUX2, CONTEXT, (1, 128, 6, 8)),
     "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideo", HUNYUAN_VIDEO, CONTEXT, (1, 16, 2, 8, 8)),
     "wan2.1": ("comfy.ldm.wan.model", "WanModel", WAN, 4096, (1, 16, 2, 8, 8)),
