@@ -31,10 +31,11 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
+from ..cache_core.profile import Profile
 from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import Observe, Track
-from ..cache_core.types import MODEL, Place, Schedule
+from ..cache_core.types import ATTENTION, MODEL, CacheError, Place, Schedule
 from .conditioning import control_slots, lane_keys, sections, takes_turns, weights
 from .live import Live, page
 from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, fail_open, warn
@@ -102,6 +103,30 @@ def attachment_of(model: Any) -> Attachment | None:
     """What an Apply node put on this ModelPatcher, or None."""
     found = model.get_attachment(KEY)
     return found if isinstance(found, Attachment) else None
+
+
+def fingerprint(model: Any) -> tuple[str, str]:
+    """(family, dimensions) of a ModelPatcher's diffusion model, alike for every weight format."""
+    bare = _bare(model.get_model_object("diffusion_model"))
+    architecture = architecture_of(bare)
+    if architecture is None:
+        name = type(bare).__name__
+        return name, name
+    slots = architecture.slots(bare)
+    width = max((part.width for part in architecture.parts(bare, slots[0], ATTENTION.kind)), default=0)
+    return architecture.name, f"{architecture.name}, {len(slots)} blocks of {width}"
+
+
+def fitting(model: Any, profile: Any) -> Profile | None:
+    """The profile, if it is of this model. Raises `CacheError` with the reason otherwise."""
+    if profile is None:
+        return None
+    if not isinstance(profile, Profile):
+        raise CacheError(f"profile is {type(profile).__name__}; connect Cache Calibrate")
+    refusal = profile.refusal(fingerprint(model)[1])
+    if refusal:
+        raise CacheError(f"the profile cannot be used: {refusal}; calibrate again")
+    return profile
 
 
 # the run --------------------------------------------------------------------------------------------------------------

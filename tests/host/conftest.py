@@ -388,6 +388,11 @@ class Caching:
     skip: dict[str, Any]
     site: str
 
+    @property
+    def halves(self) -> bool:
+        """Whether modules are skipped inside blocks that run."""
+        return self.site == "attention"
+
     def never(self, model: Any = None) -> Any:
         """A clone of `model` (the small FLUX) with the method switched off."""
         return self._attached(model, dict(METHODS[self.method].never))

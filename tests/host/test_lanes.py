@@ -118,7 +118,7 @@ def test_guiders_with_three_conditionings(host: Any, caching: Any, name: str) ->
     guided(host, guiders(host)[name](caching.fast()))
     trace = host.trace()
     assert {e["lanes"] for e in trace["evaluations"] if e["calls"]} == {3}
-    assert trace["skipped"] >= 6 and trace["partial"] == 0
+    assert trace["skipped"] >= 6 and (caching.halves or trace["partial"] == 0)
 
 
 @pytest.mark.claim("Conditioning", "DualModelGuider")

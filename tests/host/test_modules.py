@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 STEPS, SMALL = 7, {"steps": 7, "size": (8, 8)}
 ATTENTION, MLP = {2, 4, 5}, {3, 4}
 """Steps that reuse each module: one state after the other, and both."""
