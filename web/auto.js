@@ -89,7 +89,8 @@ async function computed(values) {
   const query = new URLSearchParams(values).toString();
   if (!answers.has(query)) {
     const answer = await api.fetchApi(`/spectralcache/plan?${query}`);
-    answers.set(query, answer.ok ? (await answer.json()).computed : null);
+    if (!answer.ok) return null; // not kept: it is asked again
+    answers.set(query, (await answer.json()).computed);
   }
   return answers.get(query);
 }

@@ -22,7 +22,11 @@ def test_the_slider(page: Any, until: Callable[..., Any], tmp_path: Path) -> Non
     assert slider.locator(".spectralcache-empty").inner_text() == "Run the graph to compare the two pictures."
     page.screenshot(path=tmp_path / "empty.png")
     held: list[Any] = []
-    page.route(re.compile(r"/view\?"), lambda route: held.append(route))
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route(re.compile(r"/view\?"), hold)
     page.evaluate("void app.queuePrompt(0)")
     report = slider.locator(".spectralcache-report")
     until("the figures", lambda: "PSNR" in report.inner_text() or "exactly the same" in report.inner_text())
