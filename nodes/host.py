@@ -41,7 +41,7 @@ from .live import Live, page
 from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
-KEY = "spectralcache"
+KEY, CALIBRATION = "spectralcache", "spectralcache calibration"
 
 RUNS = RunBook()
 
@@ -103,6 +103,18 @@ def attachment_of(model: Any) -> Attachment | None:
     """What an Apply node put on this ModelPatcher, or None."""
     found = model.get_attachment(KEY)
     return found if isinstance(found, Attachment) else None
+
+
+def calibrating(model: Any, method: Method, observe: Observe, around: Callable[..., Any]) -> Any:
+    """A clone on which a calibration runs: `around` stands around every evaluation (PREDICT_NOISE) and may ask for it
+    more than once; a cache that is on the model is left out.
+    """
+    clone = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    for key in (KEY, CALIBRATION):  # the wrapper that was there first is the outer one
+        clone.remove_wrappers_with_key(kind, key)
+    clone.add_wrapper_with_key(kind, CALIBRATION, around)
+    return _attach(clone, Attachment(method, None, observe))
 
 
 def fingerprint(model: Any) -> tuple[str, str]:
