@@ -1,8 +1,10 @@
-"""Cache Calibrate: samples a model in full a few times and hands on what it learned, for the methods that ask for it."""
+"""Cache Calibrate: samples a model in full a few times and hands on what it learned to the methods that ask for it."""
 
 from __future__ import annotations
 
 import datetime
+import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import tomllib
 import torch
 from comfy_api.latest import io
 
@@ -49,8 +50,8 @@ class SpectralCacheCalibrate(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt. Off the others below, every sample has this one "
                                       "with another seed."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt: it only counts at a cfg above 1."),
-                io.Latent.Input("latent_image", tooltip="An empty latent: its size is learned. Smaller: faster, and less "
-                                "memory; half the usual side is typical."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the size to learn at. Smaller: faster, and "
+                                "less memory; half the usual side is typical."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF - MOST_SAMPLES,
                              tooltip="Of the first sample: the next ones count up. Another seed learns other noise."),
                 io.Int.Input("steps", default=28, min=FEWEST, max=1000, tooltip="As many as in the run that will use "
@@ -58,21 +59,21 @@ class SpectralCacheCalibrate(io.ComfyNode):
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="As in the run. 1 for models "
                                "without guidance of their own, such as FLUX.1; higher takes twice as long."),
                 io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler",
-                               tooltip="As in the run: euler is typical. Off the trajectory of the run, less is learned."),
+                               tooltip="As in the run: euler is typical; another one sees another way."),
                 io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="simple",
-                               tooltip="As in the run: a run on other noise levels follows the stated default instead."),
-                io.Int.Input("samples", default=4, min=1, max=MOST_SAMPLES, tooltip="So many pictures are sampled. Higher: "
-                             "slower, steadier figures. 4 is typical, 8 is the paper's."),
-                io.Int.Input("lags", default=2, min=1, max=4, tooltip="Over how many steps changes are measured. Higher: "
-                             "slower, more memory, better at low work. 2 is typical."),
-                *(io.Conditioning.Input(name, optional=True, tooltip="Another prompt: samples take turns. More prompts: "
-                                        "the profile is less about one picture.") for name in MORE),
+                               tooltip="As in the run: on other noise levels the stated default counts instead."),
+                io.Int.Input("samples", default=4, min=1, max=MOST_SAMPLES, tooltip="So many pictures are sampled. "
+                             "Higher: slower, steadier figures. 4 is typical, 8 is the paper's."),
+                io.Int.Input("lags", default=2, min=1, max=4, tooltip="Over how many steps changes are measured. "
+                             "Higher: slower, more memory, better at low work. 2 is typical."),
+                *(io.Conditioning.Input(name, optional=True, tooltip="Another prompt: samples take turns. More of "
+                                        "them: the profile is less about one picture.") for name in MORE),
             ],
             outputs=[
-                io.Custom(PROFILE).Output(display_name="profile", tooltip="What was learned, for FEB-Cache Apply and Cache "
-                                          "Method."),
-                io.String.Output(display_name="report", tooltip="What was learned, in words: changes of both modules, and "
-                                 "what the methods would make of them."),
+                io.Custom(PROFILE).Output(display_name="profile", tooltip="What was learned, for FEB-Cache Apply and "
+                                          "Cache Method."),
+                io.String.Output(display_name="report", tooltip="What was learned, in words: changes of both "
+                                 "modules, and what the methods would make of them."),
             ],
         )  # fmt: skip
 
@@ -140,7 +141,7 @@ def report(profile: Profile) -> str:
     ]
     for kind in KINDS:
         for lag, rows in enumerate(profile.tables[f"{kind}.change"].nanmean(dim=2).tolist(), 1):
-            known = [value for value in rows if value == value]
+            known = [value for value in rows if math.isfinite(value)]
             if len(known) >= FEWEST - 2:
                 places = (known[0], known[len(known) // 2], known[-1])
                 lines.append(f"{kind}, {lag} step{'s' * (lag > 1)}: " + ", ".join(f"{100 * v:.1f}" for v in places))
@@ -160,4 +161,5 @@ def report(profile: Profile) -> str:
 
 def _version() -> str:
     file = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    return str(tomllib.loads(file.read_text("utf-8"))["project"]["version"])
+    found = re.search(r'^version = "(.+)"', file.read_text("utf-8"), re.MULTILINE) if file.is_file() else None
+    return found[1] if found else "unknown"

@@ -2,9 +2,9 @@
 predicted noise would have been with one of them reused.
 
 At each step the model is asked again with attention, then with the MLP, `lag` steps old, before it is asked in full:
-that is FEB-Cache's E_attention, E_mlp and E_ori (arXiv 2503.07120, Algorithm 1) on the uncached trajectory. A trial runs
-about half of the model, so that k lags cost k more pictures a sample. Changes are taken on every `STRIDE`th token; what
-outlives a step is the engine's own history of `lags` steps, and scalars.
+that is FEB-Cache's E_attention, E_mlp and E_ori (arXiv 2503.07120, Algorithm 1) on the uncached trajectory. A trial
+runs about half of the model, so that k lags cost k more pictures a sample. Changes are taken on every `STRIDE`th token;
+what outlives a step is the engine's own history of `lags` steps, those tokens, and scalars.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cache Calibrate on the small models: what it records against modules watched by hand, and the way from there to a run."""
+"""Cache Calibrate on the small models: what it records against modules watched by hand, and a run that follows it."""
 
 from __future__ import annotations
 
