@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-NEEDS_BLOCKS = ["first_block_cache", "dbcache", "adacache", "dicache"]
+NEEDS_BLOCKS = ["first_block_cache", "dbcache", "adacache", "dicache", "fastercache", "profilingdit", "smoothcache"]
 STEPS = 8
 
 
