@@ -47,14 +47,19 @@ class Place:
     """Where a rule can skip. `kind` is the name of a site.
 
     head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
-    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all; budget: bytes that may be
+    held there, of which the last layers get what there is, 0 for no limit.
     """
 
     kind: str
     head: int = 0
     tail: int = 0
     only: tuple[int, ...] | None = None
+    budget: float = 0.0
 
+
+Store = Literal["device", "ram", "fp8"]
+"""Where and how a feature is held until it is used; see `storage`."""
 
 GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
@@ -299,7 +304,8 @@ class Rule:
     """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
     whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
-    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input).
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). `store`: how
+    features are held.
     """
 
     places: tuple[Place, ...]
@@ -308,6 +314,7 @@ class Rule:
     predictor: Predictor
     feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
     correction: Correction | None = None
+    store: Store = "device"
 
 
 @dataclass(frozen=True, slots=True)

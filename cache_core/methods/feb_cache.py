@@ -15,6 +15,7 @@ First and last step are computed. It needs blocks, so that on a model that is no
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from ..gates import Never, Within, all_of
@@ -25,9 +26,10 @@ from ..predictors import Hold
 from ..profile import Profile
 from ..schedules import Listed
 from ..tables import STAGE, State, by_share
-from ..types import ATTENTION, MLP, CacheError, Gate, Method, Output, Rule, Schedule, Signal, Step
+from ..types import ATTENTION, MLP, CacheError, Gate, Method, Output, Rule, Schedule, Signal, Step, Store
 from .spectralcache import ORDERS, WINDOW
 
+GIGABYTE = 1e9
 RELEASED = 0.965
 """The scalar by which the released script divides the noise."""
 PARAMETERS = (
@@ -54,6 +56,15 @@ PARAMETERS = (
         "inner_blocks", 0, "Reuse only in so many blocks: the last ones in the first 60 % of the run, the first ones "
         "behind that. Lower: slower, closer to the original picture. 0 (typical): in all.", high=1000, folded=True,
     ),
+    Parameter(
+        "store", "device", "Where reused results wait: device (fastest), ram (slower, no memory of the device), or fp8 "
+        "(half the memory of 16-bit weights, a little less exact).", choices=("device", "ram", "fp8"), folded=True,
+    ),
+    Parameter(
+        "memory", 0.0, "How many gigabytes may be held for each prompt: where that is too little only the last blocks "
+        "reuse anything, and Cache Stats says so. Lower: slower, closer. 0 (typical) sets no limit.",
+        high=1000, step=0.1, folded=True,
+    ),
     *WINDOW,
 )  # fmt: skip
 
@@ -71,11 +82,13 @@ def feb_cache(
     scale_high: float,
     scale_low: float,
     inner_blocks: int,
+    store: Store,
+    memory: float,
     start_percent: float,
     end_percent: float,
     profile: Profile | None,
 ) -> Method:
-    """The wanted share of the work, b(t), innerN and a window of progress."""
+    """The wanted share of the work, b(t), innerN, how and how much is held, and a window of progress."""
     guided = None if profile is None else Guided(profile)
     rules = []
     for place, module in ((ATTENTION, State.ATTENTION), (MLP, State.MLP)):
@@ -84,7 +97,8 @@ def feb_cache(
             only = partial(_inner, inner_blocks) if inner_blocks else None
             listed = Listed(partial(_reused, guided, work, module), only, note=partial(misfit, profile))
             gate = all_of(Within(start_percent, end_percent), listed)
-        rules.append(Rule((place,), Signal(), gate, Hold(), "absolute"))
+        limited = replace(place, budget=memory * GIGABYTE / 2)
+        rules.append(Rule((limited,), Signal(), gate, Hold(), "absolute", store=store))
     return Method("FEB-Cache", tuple(rules), output=_output(scaling, scale_high, scale_low, guided, work))
 
 
