@@ -65,8 +65,14 @@ GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
 MODEL = Place("model")
 """The whole model call."""
+BRANCH = Place("branch")
+"""The unconditional result of an evaluation, derived from the conditional one. The feature is the difference of their
+ODE derivatives, unconditional minus conditional.
+"""
 TRUNK = Place("trunk")
 """All transformer blocks, between the input embeddings and the final layer."""
+BLOCKS = Place("blocks")
+"""Every transformer block by itself: each decides on what enters it, which costs one read a block."""
 ATTENTION = Place("attention")
 """The attention of every block, each stream of it by itself, before its gate."""
 MLP = Place("mlp")
@@ -150,6 +156,9 @@ class Step:
 
 # what -----------------------------------------------------------------------------------------------------------------
 
+Grid = tuple[int, ...]
+"""The token grid of the picture that is being made: (h, w), or (t, h, w) for video; n is their product."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -159,15 +168,17 @@ class Probe:
     calls are skipped the model's scaled input, channels last (b ... c).
     head: b n d, what the head layers of the rule's place have added to the target's tokens.
     targets: how many of its n tokens belong to the picture that is being made; None for all.
+    entered: b n d, the target's tokens as they enter the block (places of single blocks).
+    sigma, grid: the noise level (0-dim, on the device) and the token grid of the target, None where nothing is known
+    of it (places within a described trunk).
     """
 
     modulated: Tensor | None = None
     targets: int | None = None
     head: Tensor | None = None
-
-
-Grid = tuple[int, ...]
-"""The token grid of the picture that is being made: (h, w), or (t, h, w) for video; n is their product."""
+    entered: Tensor | None = None
+    sigma: Tensor | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +218,9 @@ class Signal:
     reference: Literal["previous", "computed"] = "previous"
     """Compare with the lane's previous evaluation, or with its last computed one."""
     tap: float | None = None
-    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere."""
+    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere. At the branch:
+    the conditional derivative.
+    """
 
     def look(self, probe: Probe) -> Past:
         """Capture what later evaluations compare with. The engine copies these tensors before it keeps them."""
@@ -304,15 +317,15 @@ class Rule:
     """What is skipped together: its places in order of preference (the first that the model and the run allow), signal,
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
     whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
-    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). `store`: how
-    features are held.
+    model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
+    place of single blocks: how each channel goes through the block, as two vectors. `store`: how features are held.
     """
 
     places: tuple[Place, ...]
     signal: Signal
     gate: Gate
     predictor: Predictor
-    feature: Literal["residual", "absolute", "output", "denoised"] = "residual"
+    feature: Literal["residual", "absolute", "output", "denoised", "affine"] = "residual"
     correction: Correction | None = None
     store: Store = "device"
 

@@ -71,11 +71,10 @@ class Trunk(Site):
         return architecture is not None
 
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        replace = options.get("patches_replace", {})
-        foreign = dict(replace.get("dit", {}))
+        foreign, ours = with_hooks(options, self.hooks)
         self.now = Pass(call, foreign)
         try:
-            out = forward({**options, "patches_replace": {**replace, "dit": {**foreign, **self.hooks}}})
+            out = forward(ours)
         finally:
             self.now = None
         if not self.track.reached(call.call) and self.session.active:
@@ -178,3 +177,10 @@ class Trunk(Site):
             return self.architecture.unchanged(args, slot)
         assert now.stand_in is not None
         return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
+
+
+def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot, Hook], Options]:
+    """The block hooks of others as they are now, and the options with ours in their place."""
+    replace = options.get("patches_replace", {})
+    foreign = dict(replace.get("dit", {}))
+    return foreign, {**options, "patches_replace": {**replace, "dit": {**foreign, **hooks}}}
