@@ -46,17 +46,19 @@ class Codebook(Gate):
 @dataclass(frozen=True, slots=True)
 class Listed(Gate):
     """Skip the steps that a table gives for the run's own noise levels: a fixed schedule. `only`: the layers that the
-    skip of a step is for, None for all.
+    skip of a step is for, None for all; `note`: what to say of the table in this run, if anything.
     """
 
     table: Callable[[Schedule], frozenset[int]]
     only: Callable[[Step], frozenset[int] | None] | None = None
+    note: Callable[[Schedule], str] | None = None
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         if step.schedule is None:
             return Verdict(False, "no schedule")
         only = None if self.only is None else self.only(step)
-        return Verdict(step.index in self.table(step.schedule), "table", only=only)
+        note = "" if self.note is None else self.note(step.schedule)
+        return Verdict(step.index in self.table(step.schedule), "table", note=note, only=only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,19 @@ class Growing(Gate):
             found.add(place)
             count += 1
         return frozenset(found)
+
+
+@lru_cache(maxsize=64)
+def shrinking(total: int, warmup: int, most: int, least: int) -> frozenset[int]:
+    """The computed steps of a run whose intervals shrink in a straight line, from `most` behind the warm-up to `least`
+    at the end (ProfilingDiT).
+    """
+    found, place = set(range(warmup)), warmup - 1
+    while place < total:
+        share = (place - (warmup - 1)) / max(total - warmup, 1)
+        place += max(1, round(most - (most - least) * share))
+        found.add(place)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)

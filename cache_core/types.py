@@ -47,14 +47,19 @@ class Place:
     """Where a rule can skip. `kind` is the name of a site.
 
     head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
-    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all; budget: bytes that may be
+    held there, of which the last layers get what there is, 0 for no limit.
     """
 
     kind: str
     head: int = 0
     tail: int = 0
     only: tuple[int, ...] | None = None
+    budget: float = 0.0
 
+
+Store = Literal["device", "ram", "fp8"]
+"""Where and how a feature is held until it is used; see `storage`."""
 
 GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
@@ -338,6 +343,7 @@ class Rule:
     model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
     place of single blocks: how each channel goes through the block, as two vectors. around: the place that comes first
     where an evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes).
+    store: how features are held.
     """
 
     places: tuple[Place, ...]
@@ -347,6 +353,7 @@ class Rule:
     feature: Literal["residual", "absolute", "output", "denoised", "affine"] = "residual"
     correction: Correction | None = None
     around: Place | None = None
+    store: Store = "device"
 
 
 @dataclass(frozen=True, slots=True)

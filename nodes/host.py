@@ -35,10 +35,11 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
+from ..cache_core.profile import Profile
 from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import LaneKey, Observe, Track
-from ..cache_core.types import MODEL, Place, Schedule
+from ..cache_core.types import ATTENTION, MODEL, CacheError, Place, Schedule
 from .conditioning import (
     Flags,
     control_slots,
@@ -56,7 +57,7 @@ from .pieces import Piece
 from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
-KEY = "spectralcache"
+KEY, CALIBRATION = "spectralcache", "spectralcache calibration"
 
 RUNS = RunBook()
 
@@ -143,6 +144,42 @@ def attachment_of(model: Any) -> Attachment | None:
     """What an Apply node put on this ModelPatcher, or None."""
     found = model.get_attachment(KEY)
     return found if isinstance(found, Attachment) else None
+
+
+def calibrating(model: Any, method: Method, observe: Observe, around: Callable[..., Any]) -> Any:
+    """A clone on which a calibration runs: `around` stands around every evaluation (PREDICT_NOISE) and may ask for it
+    more than once; a cache that is on the model is left out.
+    """
+    clone = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    for key in (KEY, CALIBRATION):  # the wrapper that was there first is the outer one
+        clone.remove_wrappers_with_key(kind, key)
+    clone.add_wrapper_with_key(kind, CALIBRATION, around)
+    return _attach(clone, Attachment(method, None, observe))
+
+
+def fingerprint(model: Any) -> tuple[str, str]:
+    """(family, dimensions) of a ModelPatcher's diffusion model, alike for every weight format."""
+    bare = _bare(model.get_model_object("diffusion_model"))
+    architecture = architecture_of(bare)
+    if architecture is None:
+        name = type(bare).__name__
+        return name, name
+    slots = architecture.slots(bare)
+    width = max((part.width for part in architecture.parts(bare, slots[0], ATTENTION.kind)), default=0)
+    return architecture.name, f"{architecture.name}, {len(slots)} blocks of {width}"
+
+
+def fitting(model: Any, profile: Any) -> Profile | None:
+    """The profile, if it is of this model. Raises `CacheError` with the reason otherwise."""
+    if profile is None:
+        return None
+    if not isinstance(profile, Profile):
+        raise CacheError(f"profile is {type(profile).__name__}; connect Cache Calibrate")
+    refusal = profile.refusal(fingerprint(model)[1])
+    if refusal:
+        raise CacheError(f"the profile cannot be used: {refusal}; calibrate again")
+    return profile
 
 
 # the run --------------------------------------------------------------------------------------------------------------

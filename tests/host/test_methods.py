@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-NEEDS_BLOCKS = ["first_block_cache", "dbcache", "adacache", "dicache", "fastcache"]
+NEEDS_BLOCKS = ["first_block_cache", "dbcache", "adacache", "dicache", "fastcache", "fastercache", "smoothcache"]
 STEPS, SIZE = 5, (4, 6)
 """Few steps of a few tokens: what takes time is the weights, once an evaluation."""
 
