@@ -71,7 +71,8 @@ class Published:
     """A method's function with all that is stated of it once. Call it for a `Method`.
 
     never, refusing, skipping: settings with which nothing can be skipped, with which everything is recorded and every
-    evaluation refused, and with which about two of three steps are skipped: the tests of the invariants run on these.
+    evaluation refused, and with which about two of three steps or more are skipped, on models of random weights too:
+    the tests of the invariants run on these.
     variants: the same for other places that the method can be asked to use; aliases: further words by which the graph's
     search finds it; advice: one sentence on when to use it; own_node: whether it has a node of its own, besides being
     an option of Cache Method, and so runs in every test of the invariants.

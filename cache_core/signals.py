@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -111,6 +112,25 @@ class ProbeL1(Signal):
     def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
         earlier = {"earlier": past["anchor"]} if "anchor" in past else {}
         return {**past, **earlier, "anchor": past["head"]}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockChange(Signal):
+    """How much what enters a block has changed: relative Frobenius norm over the target's tokens (FastCache
+    2505.20353), against the previous evaluation or the last one in which this block was computed. Figure: "d".
+    """
+
+    reference: Literal["previous", "computed"] = "previous"
+    needs = frozenset({"entered"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.entered is None:
+            raise CacheError("BlockChange looks at what enters a block; use it at a place of single blocks")
+        return {"entered": probe.entered}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        earlier = before["entered"].float()
+        return {"d": _ratio((now["entered"].float() - earlier).norm(), earlier.norm())}
 
 
 def _head(probe: Probe) -> Tensor:

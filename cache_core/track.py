@@ -101,7 +101,9 @@ class Call:
 
 @dataclass(slots=True)
 class Evaluation:
-    """The evaluation in progress. `before` is the sigma of the one before it."""
+    """The evaluation in progress. `before` is the sigma of the one before it, `beside` what was opened beside its model
+    calls, `spared` the rows of model calls that were not made because a result was derived instead.
+    """
 
     sigma: Tensor
     watch: Stopwatch
@@ -111,6 +113,8 @@ class Evaluation:
     seen: dict[Hashable, LaneKey] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
+    beside: list[Call] = field(default_factory=list)
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +136,15 @@ Observe = Callable[[Seen], None]
 class Track:
     """One rule in one run: lanes, leader, ledger, evidence and this evaluation's verdict. A site holds one.
 
-    section: which part of the run a noise level lies in, where a site cannot see for itself that conditionings come and
-    go at known noise levels. A feature is not carried from one section into another.
+    parts: the same for each unit that decides for itself, the track then decides nothing as a whole; section: which
+    part of the run a noise level lies in, where a site cannot see for itself that conditionings come and go at known
+    noise levels. A feature is not carried from one section into another.
     """
 
     def __init__(self, session: Session, rule: Rule) -> None:
         self.session, self.rule = session, rule
         self.section: Callable[[float], Hashable] | None = None
+        self.parts: dict[Unit, Track] = {}
         self.verdict: Verdict | None = None
         self.scores: dict[str, float] = {}
         self.consecutive = 0
@@ -148,6 +154,10 @@ class Track:
         self._leader: LaneKey | None = None
         self._ledger: Figures = {}
         self._evidence: Figures = {}
+
+    def part(self, unit: Unit) -> Track:
+        """The track of a unit that decides for itself: made when it is first asked for, and kept for the run."""
+        return self.parts.setdefault(unit, Track(self.session, self.rule))
 
     def enter(self, call: Call, facts: Facts, probe: Callable[[slice], Probe], calibration: Calibration) -> bool:
         """Decide (first call of the evaluation) or follow: whether to skip. `probe` looks at one lane's rows."""
@@ -175,12 +185,13 @@ class Track:
 
     def reached(self, call: Call) -> bool:
         """Whether this call was entered in this evaluation."""
-        return call in self._entered
+        return call in self._entered or any(part.reached(call) for part in self.parts.values())
 
     def compute(self, call: Call, reason: str) -> None:
         """Compute this evaluation although nothing was decided: the site cannot skip it."""
         self._entered.append(call)
-        self._lanes.clear()
+        for each in (self, *self.parts.values()):
+            each._lanes.clear()
         if self.session.evaluation is not None and self.verdict is None:
             self.verdict = Verdict(False, reason)
             self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
@@ -249,16 +260,22 @@ class Track:
                     del self._lanes[key]
         self.verdict, self.scores, self._figures = None, {}, {}
         self._entered.clear()
+        for part in self.parts.values():
+            part.end()
 
     def clear(self) -> None:
         """Free everything."""
         self._lanes.clear()
         self._ledger, self._evidence, self._figures = {}, {}, {}
+        for part in self.parts.values():
+            part.clear()
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that is held for later evaluations, but for scalars."""
         for lane in self._lanes.values():
             yield from lane.tensors()
+        for part in self.parts.values():
+            yield from part.tensors()
 
     def _learn(
         self, key: LaneKey, lane: Lane, step: Step, feature: Tensor, unit: Unit, grid: Grid | None, tap: Tensor | None

@@ -56,11 +56,13 @@ def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -
 
 
 def control(make: Make, outcome: Outcome, pair: Pair, g: Group) -> tuple[float, float]:
-    """PSNR and SSIM of the plain sampler with as many evaluations as were computed; the full run itself where all were.
+    """PSNR and SSIM of the plain sampler with as many evaluations as were computed (the next whole number); the full
+    run itself where all were.
 
     A sampler that evaluates a step twice but the last (heun) reaches n evaluations with (n + 1) / 2 steps.
     """
-    count = (outcome.computed + 1) // 2 if g.sampler in TWICE else outcome.computed
+    count = math.ceil(outcome.computed)  # the control never has less work
+    count = (count + 1) // 2 if g.sampler in TWICE else count
     if count >= g.steps:
         return SAME
     plain = make(fewer(count, g.sampler), pair, g.steps)

@@ -125,6 +125,27 @@ def _spectrum() -> list[Cached]:
     ]  # fmt: skip
 
 
+def _fastcache() -> list[Cached]:
+    """As the authors compare, step by step, and with a limit of skips; 0.15 is the setting of the paper's tables."""
+    settings = ((0.05, 1000), (0.08, 1000), (0.1, 1000), (0.15, 1000), (0.3, 2))
+    return [
+        Cached("FastCache", f"FastCache {threshold:g}" + ("" if most == 1000 else f", up to {most}"),
+               method="fastcache", params={"threshold": threshold, "max_consecutive": most})
+        for threshold, most in settings
+    ]  # fmt: skip
+
+
+def _cfg_cache() -> list[Cached]:
+    """The paper's gains over its interval, and none of them with a slope."""
+    bands = [Cached("CFG-Cache", f"CFG-Cache N={n}", method="cfg_cache", params={"interval": n}) for n in (2, 3, 5)]
+    slope = [
+        Cached("CFG-Cache, slope", f"CFG-Cache, slope N={n}", method="cfg_cache",
+               params={"interval": n, "stand_in": "slope", "last_steps": 3})
+        for n in (2, 3, 5)
+    ]  # fmt: skip
+    return [*bands, *slope]
+
+
 def _everywhere(arms: list[Cached]) -> list[Cached]:
     """The middle setting is measured at every number of steps and guidance."""
     return [replace(arm, core=True) if i == len(arms) // 2 else arm for i, arm in enumerate(arms)]
@@ -145,6 +166,9 @@ OTHERS: Mapping[str, list[Cached]] = {
     "lazycache": _swept("LazyCache, ours", "lazycache", "threshold", CORE_THRESHOLDS),
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
+    "fastcache": _fastcache(),
+    "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
+    "cfg_cache": _cfg_cache(),
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {

@@ -30,11 +30,12 @@ METHODS = "cache_core/methods"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run against the full run of its pair. speedup: processor seconds of the full run over this one's, made in the
-    same process; quality of the picture (psnr, ssim) and of the latent, inf and 1 where identical.
+    """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
+    processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
+    of the latent, inf and 1 where identical.
     """
 
-    computed: int
+    computed: float
     evaluations: int
     seconds: float
     speedup: float

@@ -105,6 +105,14 @@ as were computed before.
 """
 
 
+SIZES = {
+    "trunk": "trunk features",
+    "attention": "outputs of each block's modules",
+    "mlp": "outputs of each block's modules",
+    "blocks": "vectors a stream of every block",
+}
+
+
 def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     """Source, rule in one line, what it needs, and what it holds for each conditioning."""
     document = importlib.import_module(f"cache_core.methods.{name}").__doc__ or ""
@@ -115,8 +123,11 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     source = source or "; ".join(re.findall(r"\((.*)\)", lead)) or "this pack"
     rules = published().rules
     kinds = {place.kind for each in rules for place in each.places}
-    needs = "blocks (FLUX.1, Qwen-Image)" if kinds == {"trunk"} else "any model"
-    size = "model outputs" if rules[0].places[0].kind != "trunk" else "trunk features"
+    if "branch" in kinds:
+        needs = "CFG above 1"
+    else:
+        needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
+    size = SIZES.get(rules[0].places[0].kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 
 

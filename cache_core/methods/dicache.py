@@ -31,7 +31,7 @@ PARAMETERS = (
 
 @published(
     "DiCache", PARAMETERS, orders=(ORDERS[1],), aliases=("di cache", "probe"),
-    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping={"threshold": 0.6},
+    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping={"threshold": 3.0},
     advice="Where the picture itself should decide and steer the forecast; one block runs on every step.",
 )  # fmt: skip
 def dicache(threshold: float, head: int, start_percent: float, end_percent: float) -> Method:

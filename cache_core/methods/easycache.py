@@ -32,7 +32,7 @@ RULE = Parameter("rule", "core", "core: as in ComfyUI's node. paper: changes bet
                  "which skips more.", choices=("core", "paper"), folded=True)  # fmt: skip
 PARAMETERS = (THRESHOLD, START, END, RULE)
 ORDERS = (Order("start_percent", "end_percent", "0.15 and 0.95 are ComfyUI's"),)
-EAGER = {"threshold": 0.6, "start_percent": 0.0}
+EAGER = {"threshold": 10.0, "start_percent": 0.0}
 
 
 @published(

@@ -28,7 +28,7 @@ THRESHOLD = Parameter(
 
 @published(
     "TeaCache", (THRESHOLD, *WINDOW), orders=(ORDERS[1],), aliases=("tea cache",),
-    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping={"threshold": 0.6},
+    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping={"threshold": 10.0},
     advice="To compare with what most published tables call TeaCache; SpectralCache adds limits that it lacks.",
 )  # fmt: skip
 def teacache(threshold: float, start_percent: float, end_percent: float) -> Method:

@@ -11,7 +11,6 @@ so that all image tokens are stored and the text stream is a unit of its own.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 
 from ...cache_core.track import Track
 from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, fail_open
+from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open, probe
 
 TEXT: Unit = "text"
 """The text stream, stored where a tail goes on with it. It has no grid."""
@@ -72,11 +71,10 @@ class Trunk(Site):
         return architecture is not None
 
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        replace = options.get("patches_replace", {})
-        foreign = dict(replace.get("dit", {}))
+        foreign, ours = with_hooks(options, self.hooks)
         self.now = Pass(call, foreign)
         try:
-            out = forward({**options, "patches_replace": {**replace, "dit": {**foreign, **self.hooks}}})
+            out = forward(ours)
         finally:
             self.now = None
         if not self.track.reached(call.call) and self.session.active:
@@ -148,13 +146,8 @@ class Trunk(Site):
         return grid if math.prod(grid) == now.targets else None
 
     def _probe(self, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
-        needs, modulated, head = self.track.rule.signal.needs, None, None
-        if "modulated" in needs:
-            tokens = streams.img.shape[1] if self.architecture.signal_over_references else streams.targets
-            modulated = self.architecture.modulated(self.around.model, streams.img[rows, :tokens], streams.vec[rows])
-        if "head" in needs:
-            head = (img - streams.img)[rows, : streams.targets]
-        return Probe(modulated, streams.targets, head) if needs else Probe()
+        head = (img - streams.img)[rows, : streams.targets] if "head" in self.track.rule.signal.needs else None
+        return probe(self.track.rule.signal.needs, self.architecture, self.around.model, streams, rows, head)
 
     def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
@@ -186,13 +179,8 @@ class Trunk(Site):
         return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
 
 
-def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
-    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen.
-
-    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
-    is done: loading it takes most of a second.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    wrapped: Callable[..., Any] = torch.compiler.disable(function, recursive=recursive)
-    return wrapped
+def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot, Hook], Options]:
+    """The block hooks of others as they are now, and the options with ours in their place."""
+    replace = options.get("patches_replace", {})
+    foreign = dict(replace.get("dit", {}))
+    return foreign, {**options, "patches_replace": {**replace, "dit": {**foreign, **hooks}}}

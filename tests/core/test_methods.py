@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cache_core import methods
+from cache_core.affine import applied, fitted
 from cache_core.coefficients import IDENTITY, TEACACHE, Calibration, rescale
 from cache_core.magnitudes import CURVES
 from cache_core.schedules import Growing, skipped
@@ -171,6 +172,56 @@ def test_dicache(threshold: float) -> None:
     toy = Toy(METHODS["dicache"](threshold=threshold), probe=head).run()
     assert toy.skipped == expected and len(expected) > 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
+
+
+# FastCache ------------------------------------------------------------------------------------------------------------
+
+
+def entered(step: int) -> Tensor:
+    return wander(step, 5)
+
+
+@pytest.mark.parametrize("reference", ["previous", "computed"])
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.15, 0.3])
+def test_fastcache_by_its_rule(threshold: float, reference: str) -> None:
+    """One block: the relative Frobenius norm of its input's change, and the affine map of its last computed run."""
+    expected, anchor = [], 0
+    for i in inner():
+        before = entered(i - 1 if reference == "previous" else anchor)
+        if float((entered(i) - before).norm() / before.norm()) < threshold:
+            expected.append(i)
+        else:
+            anchor = i
+    method = METHODS["fastcache"](threshold=threshold, reference=reference)
+    toy = Toy(method, probe=lambda step: Probe(entered=entered(step), targets=16)).run()
+    assert toy.skipped == expected and (threshold < 0.15 or len(expected) > 2)
+    (rule,) = method.rules
+    assert rule.feature == "affine" and [place.kind for place in rule.places] == ["blocks"]
+
+
+def test_the_affine_map_is_the_least_squares_fit_of_each_channel() -> None:
+    x, y = wander(0), wander(3) + 2 * wander(0)
+    map_ = fitted(x, y)
+    assert map_.shape == (1, 2, 4)
+    for channel in range(4):
+        columns = torch.stack((x[0, :, channel], torch.ones(16)), 1)
+        slope, offset = torch.linalg.lstsq(columns, y[0, :, channel]).solution
+        assert torch.allclose(map_[0, :, channel], torch.stack((slope, offset)), atol=1e-4)
+    exact = 1.5 * x - 0.25
+    assert torch.allclose(applied(fitted(x, exact), wander(9)), 1.5 * wander(9) - 0.25, atol=1e-4)
+    flat = torch.full_like(x, 2.0)  # no slope can be seen: the offset stands for all
+    assert torch.allclose(applied(fitted(flat, y), flat), y.mean(1, keepdim=True).expand_as(y), atol=1e-5)
+
+
+def test_the_chi_square_form_of_fastcaches_limit_is_vacuous() -> None:
+    """delta < sqrt(chi2(ND, 0.95) / ND), by Wilson and Hilferty: never below 1, whatever the size of a model."""
+    limits = []
+    for numbers in (10**3, 10**5, 4608 * 3072):
+        spread = 2 / (9 * numbers)
+        limits.append(math.sqrt((1 - spread + 1.6449 * math.sqrt(spread)) ** 3))
+    assert limits == sorted(limits, reverse=True) and limits[-1] == pytest.approx(1.0003, abs=2e-5)
+    small = Toy(METHODS["fastcache"](threshold=limits[-1]), probe=lambda step: Probe(entered=entered(step), targets=16))
+    assert small.run().skipped == [*inner()]  # everything
 
 
 # MagCache -------------------------------------------------------------------------------------------------------------
