@@ -138,7 +138,7 @@ class Window:
             self.page.set_default_timeout(PATIENCE * 1000)
             self.complaints = watched(self.page)
             self.page.goto(self.server.url)
-            self.page.wait_for_function(READY)
+            self.settle()
         if self.page.evaluate("app.extensionManager.setting.get('Comfy.Locale')") != language:
             self.page.evaluate("name => app.extensionManager.setting.set('Comfy.Locale', name)", language)
             self.reload()
@@ -146,6 +146,12 @@ class Window:
 
     def reload(self) -> None:
         self.page.reload()
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits for the page twice, since it seems ready for a moment before it restores what was open."""
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(500)
         self.page.wait_for_function(READY)
 
     def tidy(self) -> None:
