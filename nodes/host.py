@@ -198,6 +198,9 @@ def _start(
         return run
     for obstacle in _obstacles(sampler, levels, model_options):
         warn(session, obstacle)
+    for site in run.sites(bare):
+        if site.obstacle:
+            warn(session, site.obstacle)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:

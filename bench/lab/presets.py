@@ -156,6 +156,7 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
+    "seacache": _swept("SeaCache", "seacache", "threshold", (0.1, 0.2, 0.3, 0.6, 1.2)),
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {

@@ -173,6 +173,48 @@ def test_dicache(threshold: float) -> None:
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
 
 
+# SeaCache -------------------------------------------------------------------------------------------------------------
+
+
+def wiener(values: Tensor, sigma: float, height: int, width: int) -> Tensor:
+    """The filter written as a sum over frequencies: b n d on a grid."""
+    a, b, out = 1 - sigma, sigma, torch.zeros_like(values, dtype=torch.complex128)
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    gains, waves = [], []
+    for i in range(height):
+        for j in range(width):
+            f = math.hypot(min(i, height - i) / height, min(j, width - j) / width)
+            power = max(f, 1 / max(height, width)) ** -2
+            gains.append(a * power / (a * a * power + b * b))
+            waves.append(torch.exp(2j * math.pi * (i * y / height + j * x / width).double()))
+    for gain, wave in zip(gains, waves, strict=True):
+        amount = (values[0].to(torch.complex128) * wave.conj()[:, None]).sum(0) / len(wave)
+        out[0] += gain / (sum(gains) / len(gains)) * wave[:, None] * amount
+    return out.real.float()
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+def test_seacache(threshold: float) -> None:
+    grid, total, expected = (2, 8), 0.0, []
+    seen = [wiener(wander(i, 6), levels()[i], *grid) if i else wander(0, 6) for i in range(STEPS)]
+    for i in inner():
+        total += relative(seen[i], seen[i - 1])
+        if total < threshold:
+            expected.append(i)
+        else:
+            total = 0.0
+    probe = lambda step: Probe(wander(step, 6), 16, sigma=torch.tensor(levels()[step]), grid=grid)  # noqa: E731
+    toy = Toy(METHODS["seacache"](threshold=threshold), probe=probe).run()
+    assert toy.skipped == expected and len(expected) > 2
+    scores = [record.scores["d"] for record in toy.recorder.records[1:-1]]
+    assert scores == pytest.approx([relative(seen[i], seen[i - 1]) for i in inner()], rel=1e-3)
+    blind = Toy(
+        METHODS["seacache"](threshold=threshold), probe=lambda step: Probe(wander(step, 6), 16, sigma=torch.ones(()))
+    )
+    plain = [record.scores["d"] for record in blind.run().recorder.records[1:-1]]
+    assert plain == pytest.approx([relative(wander(i, 6), wander(i - 1, 6)) for i in inner()], rel=1e-4)  # no grid
+
+
 # FastCache ------------------------------------------------------------------------------------------------------------
 
 
