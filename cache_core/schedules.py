@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,6 +41,22 @@ class Codebook(Gate):
     def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
         anchor = advanced["anchor"]
         return {"anchor": anchor if skipped else torch.full_like(anchor, step.index)}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Gate):
+    """Skip the steps that a table gives for the run's own noise levels: a fixed schedule. `only`: the layers that the
+    skip of a step is for, None for all.
+    """
+
+    table: Callable[[Schedule], frozenset[int]]
+    only: Callable[[Step], frozenset[int] | None] | None = None
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        if step.schedule is None:
+            return Verdict(False, "no schedule")
+        only = None if self.only is None else self.only(step)
+        return Verdict(step.index in self.table(step.schedule), "table", only=only)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 It knows steps, lanes, decisions and history; it knows nothing of ComfyUI, of blocks or of any method. An evaluation:
 
     session.begin(sigma)         a denoiser evaluation starts: one tick of the method
-      call = session.open(...)   one model call: which lanes (conditioning chunks) it holds
+      call = session.open(...)   one model call: which lanes (conditioning chunks) it holds (`open_all`: the evaluation
+                                 as a whole; `open_beside`: a part of it that is no call)
         track.enter(call, ...)   first call: signal -> gate -> verdict, with the one device-to-host read; others follow
         track.predict(call)      on a skip: the feature that stands in, a new tensor b t d
         track.store(call, ...)   else: the computed feature into each lane's history; returns a correction, if any
@@ -67,6 +68,24 @@ class Session:
         assert self.evaluation is not None
         self.evaluation.whole = Call((key,), (slice(0, rows),))
         return self.evaluation.whole
+
+    def open_beside(self, key: LaneKey, rows: int) -> Call:
+        """Open a part of the evaluation that is no model call itself, as one lane. Opened again, it bypasses."""
+        call, evaluation = Call((key,), (slice(0, rows),)), self.evaluation
+        call.bypass = evaluation is None or any(key in other.keys for other in evaluation.beside)
+        if evaluation is not None:
+            evaluation.beside.append(call)
+        return call
+
+    def called(self) -> int:
+        """Rows of the model calls of this evaluation until now."""
+        calls = self.evaluation.calls if self.evaluation else ()
+        return sum(_rows(call) for call in calls)
+
+    def spare(self, rows: int) -> None:
+        """Say that so many rows of model calls are not made in this evaluation."""
+        if self.evaluation is not None:
+            self.evaluation.spared += rows
 
     def open(self, keys: Sequence[LaneKey], rows: Sequence[slice]) -> Call:
         """Open a model call. One that repeats a conditioning of this evaluation bypasses the cache."""
@@ -155,9 +174,9 @@ class Session:
         verdicts = [track.verdict for track in deciding if track.verdict is not None]
         idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
         verdict = next((v for v in verdicts if v.skip), verdicts[0] if verdicts else Verdict(False, idle))
-        rows = [sum(r.stop - r.start for r in call.rows) for call in evaluation.calls]
-        left_out = sum(n * _whole(call.left_out) for n, call in zip(rows, evaluation.calls, strict=True))
-        work = (sum(rows) - left_out) / sum(rows) if rows else 1.0
+        ran = sum(_rows(call) * (1.0 - _whole(call.left_out)) for call in evaluation.calls)
+        rows = self.called() + evaluation.spared
+        work = ran / rows if rows else 1.0
         work *= 1.0 - (evaluation.whole.left_out if evaluation.whole else 0.0)
         action = COMPUTED if not verdict.skip else PARTIAL if work else SKIPPED
         step = evaluation.step
@@ -174,7 +193,12 @@ class Session:
             scores={name: value for track in reversed(deciding) for name, value in track.scores.items()},
             limits={name: value for v in reversed(verdicts) for name, value in v.limits.items()},
             consecutive=max(track.consecutive for track in deciding),
+            derived=evaluation.spared,
         )
+
+
+def _rows(call: Call) -> int:
+    return sum(rows.stop - rows.start for rows in call.rows)
 
 
 def _whole(share: float) -> float:

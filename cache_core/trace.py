@@ -24,7 +24,9 @@ Trace = dict[str, Any]
 
 @dataclass(slots=True)
 class Record:
-    """One evaluation. `skip` is what was decided, `action` what was done, `work` the share of the trunk that ran."""
+    """One evaluation. `skip` is what was decided, `action` what was done, `work` the share of the trunk that ran,
+    `derived` how many rows of model calls were not made because a conditioning's result was derived from another's.
+    """
 
     step: int
     stage: int
@@ -39,6 +41,7 @@ class Record:
     limits: dict[str, float]
     consecutive: int
     seconds: float | None = None
+    derived: int = 0
 
     def json(self) -> dict[str, Any]:
         scores = {name: _finite(value) for name, value in self.scores.items()}
@@ -140,8 +143,10 @@ def speedup(records: Collection[Record]) -> dict[str, float | None]:
 
 
 def estimated_error(evaluations: Iterable[Mapping[str, Any]]) -> float | None:
-    """Mean estimate over the evaluations (as JSON) that were skipped; None where the method makes none."""
-    found = [e["scores"].get(ESTIMATE) for e in evaluations if e["action"] != COMPUTED]
+    """Mean estimate over the evaluations (as JSON) that were skipped (not those in which only one side of guidance was
+    derived); None where the method makes none."""
+    stood_in = [e for e in evaluations if e["action"] != COMPUTED and not e.get("derived")]
+    found = [e["scores"].get(ESTIMATE) for e in stood_in]
     known = [value for value in found if value is not None]
     return statistics.fmean(known) if known else None
 
@@ -185,7 +190,7 @@ def report(trace: Trace) -> str:
     error = estimated_error(evaluations)
     if error is not None:
         lines.append(f"Estimated error: {100 * error:.1f} %, the method's own estimate, mean of what was not computed")
-    reasons = Counter(e["reason"] for e in evaluations if e["action"] != SKIPPED)
+    reasons = Counter(e["reason"] for e in evaluations if not e["skip"])
     if reasons:
         lines.append("Computed because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))
     lines += [f"{name} decided alone: {count}" for name, count in trace.get("counted", {}).items()]
@@ -194,9 +199,23 @@ def report(trace: Trace) -> str:
         asked = next((e["limits"][BUDGET] for e in evaluations if BUDGET in e["limits"]), None)
         wanted = "" if asked is None else f", {asked:g} asked for"
         lines.append(f"Steps computed: {len(steps)} of {trace['steps']}{wanted}")
+    lines += _branches(evaluations)
     lines += [f"Note: {note}" for note in trace["notes"]]
     lines += _table(evaluations)
     return "\n".join(lines)
+
+
+def _branches(evaluations: list[dict[str, Any]]) -> list[str]:
+    """How often both sides of guidance were evaluated, and what all of it cost."""
+    derived = sum(e.get("derived", 0) > 0 for e in evaluations)
+    if not derived:
+        return []
+    pairs = sum(e["action"] != SKIPPED for e in evaluations) - derived
+    work = sum(e["work"] for e in evaluations)
+    return [
+        f"Unconditional result: evaluated {pairs} times, derived {derived} times; all work together is that of "
+        f"{work:.1f} evaluations of both"
+    ]
 
 
 def _gain(trace: Trace) -> list[str]:

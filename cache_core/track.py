@@ -101,7 +101,9 @@ class Call:
 
 @dataclass(slots=True)
 class Evaluation:
-    """The evaluation in progress. `before` is the sigma of the one before it."""
+    """The evaluation in progress. `before` is the sigma of the one before it, `beside` what was opened beside its model
+    calls, `spared` the rows of model calls that were not made because a result was derived instead.
+    """
 
     sigma: Tensor
     watch: Stopwatch
@@ -111,6 +113,8 @@ class Evaluation:
     seen: dict[Hashable, LaneKey] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
+    beside: list[Call] = field(default_factory=list)
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

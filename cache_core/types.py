@@ -60,10 +60,18 @@ GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
 MODEL = Place("model")
 """The whole model call."""
+BRANCH = Place("branch")
+"""The unconditional result of an evaluation, derived from the conditional one. The feature is the difference of their
+ODE derivatives, unconditional minus conditional.
+"""
 TRUNK = Place("trunk")
 """All transformer blocks, between the input embeddings and the final layer."""
 BLOCKS = Place("blocks")
 """Every transformer block by itself: each decides on what enters it, which costs one read a block."""
+ATTENTION = Place("attention")
+"""The attention of every block, each stream of it by itself, before its gate."""
+MLP = Place("mlp")
+"""The MLP of every block, the same way."""
 
 Unit = Hashable
 """What a site stores apart: `WHOLE` where it has but one, else a layer, or one stream of it."""
@@ -75,10 +83,13 @@ WHOLE: Unit = "whole"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them."""
+    """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them; flow: whether the signal's
+    scale is 1 - sigma, as in a flow model, or 1.
+    """
 
     sigmas: tuple[float, ...]
     log_noise: Callable[[float], float]
+    flow: bool = True
 
     @property
     def total(self) -> int:
@@ -128,6 +139,11 @@ class Step:
         return self.index / self.total
 
     @property
+    def signal(self) -> float:
+        """The signal's scale at this noise level."""
+        return max(1.0 - self.sigma, 0.0) if self.schedule is None or self.schedule.flow else 1.0
+
+    @property
     def position(self) -> float:
         """The abscissa of methods that count in steps: it grows strictly as sigma falls."""
         return self.index + self.offset
@@ -174,7 +190,8 @@ class Feature:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied; `scores` what
-    it compared with them, where that is not what was read; `only` the layers that a skip is for, None for all.
+    it compared with them, where that is not what was read; `only` the layers that a skip is for (from 0, or backwards
+    from -1), None for all.
     """
 
     skip: bool
@@ -196,7 +213,9 @@ class Signal:
     reference: Literal["previous", "computed"] = "previous"
     """Compare with the lane's previous evaluation, or with its last computed one."""
     tap: float | None = None
-    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere."""
+    """Where in the trunk, 0 to 1, a computed evaluation's stream is handed to `observe`; None: nowhere. At the branch:
+    the conditional derivative.
+    """
 
     def look(self, probe: Probe) -> Past:
         """Capture what later evaluations compare with. The engine copies these tensors before it keeps them."""
@@ -350,6 +369,42 @@ Slot = tuple[str, int]
 """ComfyUI's name of a block in `patches_replace["dit"]`, e.g. ("double_block", 0)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates, one tensor
+    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none.
+    """
+
+    module: Any
+    streams: tuple[str, ...]
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Attention that a block computes itself, between linear layers into it and out of it, one of each a stream."""
+
+    enters: tuple[Any, ...]
+    leaves: tuple[Any, ...]
+    streams: tuple[str, ...]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Attention and MLP side by side in two linear layers: `enter` gives queries, keys and values (3·width rows), then
+    the MLP's hidden channels; `leave` takes attention's result (width columns), then the activated hidden channels.
+    """
+
+    enter: Any
+    leave: Any
+    width: int
+    streams: tuple[str, ...] = ("joint",)
+
+
+Part = Whole | Split | Fused
+
+
 class Architecture:
     """One model family: everything the trunk site must know of it, and nothing of any method. Stateless.
 
@@ -400,6 +455,12 @@ class Architecture:
         given) and whose other tokens pass through.
         """
         raise NotImplementedError
+
+    def parts(self, model: object, slot: Slot, kind: str) -> tuple[Part, ...]:
+        """What computes the attention or the MLP (`ATTENTION.kind`, `MLP.kind`) of a block; none where they cannot be
+        told apart.
+        """
+        return ()
 
     def calibration(self, references: bool) -> Calibration:
         """The row of `coefficients` for this model, with or without reference tokens in the call."""

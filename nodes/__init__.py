@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .auto_apply import SpectralCacheAutoApply
 from .compare import SpectralCacheCompare
+from .feb_apply import SpectralCacheFEBApply
 from .freqca_apply import SpectralCacheFreqCaApply
 from .method_apply import SpectralCacheMethodApply
 from .plan import add_route
@@ -24,6 +25,7 @@ class SpectralCacheExtension(ComfyExtension):
             SpectralCacheAutoApply,
             SpectralCacheApply,
             SpectralCacheFreqCaApply,
+            SpectralCacheFEBApply,
             SpectralCacheMethodApply,
             SpectralCacheStats,
             SpectralCacheCompare,

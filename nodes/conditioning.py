@@ -33,12 +33,17 @@ def lane_keys(base_model: Any, options: Mapping[str, Any], device: torch.device)
     """One key a chunk: which conditioning it is, and which patches of others run on it (the functions themselves)."""
     positions = options.get("cond_or_uncond") or [0]
     uuids = options.get("uuids") or [None] * len(positions)
-    window = options.get("context_window")
-    frames = tuple(window.index_list) if window is not None else None
+    model, frames = place_of(base_model, options)
     foreign, lists = options.get("patches_replace", {}).get("dit", {}), options.get("patches", {})
     patches = tuple((slot, Same(patch)) for slot, patch in foreign.items())
     patches += tuple((name, Same(patch)) for name, group in lists.items() for patch in group)
-    return [LaneKey((Same(base_model), device, p, u, frames), patches) for p, u in zip(positions, uuids, strict=True)]
+    return [LaneKey((model, device, p, u, frames), patches) for p, u in zip(positions, uuids, strict=True)]
+
+
+def place_of(base_model: Any, options: Mapping[str, Any]) -> tuple[Same, tuple[int, ...] | None]:
+    """The model, and the frames of the context window that is being made."""
+    window = options.get("context_window")
+    return Same(base_model), tuple(window.index_list) if window is not None else None
 
 
 def control_slots(control: Any) -> frozenset[tuple[str, int]]:

@@ -5,6 +5,8 @@ SAMPLER_SAMPLE   the run's bracket: the model is loaded, `extra_args["model_opti
                  `finally`.
 PREDICT_NOISE    one denoiser evaluation, however the host batches conditionings: one tick of the method. Wraps every
                  guider's own `predict_noise`: the site guided answers here, and a method's output part acts here.
+CALC_COND_BATCH  both sides of guidance together, once an evaluation or once a context window. Only where a rule derives
+                 one side from the other, at the site branch: then the host is asked for the other side alone.
 APPLY_MODEL      one model call; its transformer_options are final here, with patches bound to conditionings merged in.
                  The sites of the method's rules put block hooks around whatever holds a slot now, or answer in the
                  model's place, the first rule outermost.
@@ -26,6 +28,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.ops
 import comfy.patcher_extension
 import torch
 
@@ -34,9 +37,9 @@ from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
-from .conditioning import control_slots, lane_keys, sections, takes_turns, weights
+from .conditioning import control_slots, lane_keys, place_of, sections, takes_turns, weights
 from .live import Live, page
-from .sites import CALL_SITES, Around, Forward, Guided, ModelCall, Options, Site, fail_open, warn
+from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
 KEY = "spectralcache"
@@ -90,6 +93,9 @@ def _attach(model: Any, attachment: Attachment) -> Any:
         wrappers.PREDICT_NOISE: predict_noise,
         wrappers.APPLY_MODEL: apply_model,
     }
+    if any(rule.places[0].kind == Branch.name for rule in attachment.method.rules):
+        hooks[wrappers.CALC_COND_BATCH] = calc_cond_batch
+    clone.remove_wrappers_with_key(wrappers.CALC_COND_BATCH, KEY)
     for kind, hook in hooks.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, hook)
@@ -109,14 +115,16 @@ def attachment_of(model: Any) -> Attachment | None:
 class Run:
     """One sampling run on the host's side: its session, and where each of its rules skips in every model it calls."""
 
-    def __init__(self, session: Session, live: Live, guided: Mapping[Track, Guided]) -> None:
-        self.session, self.live, self.guided = session, live, guided
+    def __init__(
+        self, session: Session, live: Live, guided: Mapping[Track, Guided], branches: Mapping[Track, Branch]
+    ) -> None:
+        self.session, self.live, self.guided, self.branches = session, live, guided, branches
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
         """The sites around a call of this model, the first rule's outermost. (A run can call two models.)"""
         if id(model) not in self._sites:
-            inner = [track for track in self.session.tracks if track not in self.guided]
+            inner = [track for track in self.session.tracks if track not in (*self.guided, *self.branches)]
             self._sites[id(model)] = {track: self._site(track, model, track.rule.places) for track in inner}
         return [site for site in self._sites[id(model)].values() if site is not None]
 
@@ -131,7 +139,7 @@ class Run:
             if site is not None and site.fits(architecture):
                 rest = places[position + 1 :]
                 down = partial(self._fall_back, track, model, rest)
-                return site(track, Around(model, architecture, place, recording_open, down))
+                return site(track, Around(model, architecture, place, recording_open, down, lent))
         return None
 
     def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> None:
@@ -189,10 +197,12 @@ def _start(
     name = architecture.name if architecture else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
-    schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise)
+    schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
     session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
-    run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels))
-    kinds = [*(site.name for site in run.guided.values()), *(site.name for site in run.sites(bare))]
+    branches = _branches(session, guider, levels, model_options)
+    run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels), branches)
+    kinds = [site.name for site in run.guided.values()]
+    kinds += [*(site.name for site in run.sites(bare)), *(site.name for site in run.branches.values())]
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
         return run
@@ -221,9 +231,38 @@ def _guided(session: Session, guider: Any, sigmas: Sequence[float]) -> dict[Trac
     return found
 
 
+def _branches(
+    session: Session, guider: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]
+) -> dict[Track, Branch]:
+    """The rule that derives one side of guidance from the other, unless something forbids that for the whole run."""
+    for track in session.tracks:
+        if track.rule.places[0].kind == Branch.name and not session.method.never:
+            why = _both_needed(guider, sigmas, model_options)
+            if not why:
+                track.section = sections(guider.conds)
+                return {track: Branch(track)}
+            session.recorder.note(f"both sides of guidance are evaluated: {why}")
+    return {}
+
+
+def _both_needed(guider: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> str:
+    """Why the unconditional side cannot be left out, or an empty string."""
+    if takes_turns(guider.conds, sigmas):
+        return "hook keyframes are counted in evaluations here"
+    if "sampler_cfg_function" in model_options:
+        return "a guidance function of another node reads the unconditional result itself"
+    if "sampler_calc_cond_batch_function" in model_options:
+        return "another node calculates the sides of guidance by itself"
+    patched = model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn1")
+    if patched and model_options.get("sampler_post_cfg_function"):
+        return "an attention patch with a guidance function (such as Self-Attention Guidance) reads the negative's pass"
+    return ""
+
+
 def _finish(run: Run, state: State) -> None:
     session, trace = run.session, None
     try:
+        _say_idle(run, state)
         session.close()
         trace = session.recorder.finish(state, _place())
         RUNS.publish(trace)
@@ -232,6 +271,15 @@ def _finish(run: Run, state: State) -> None:
         LOG.warning("SpectralCache could not write the trace of this run.", exc_info=True)
     run.live.end(state, trace)
     run.clear()
+
+
+def _say_idle(run: Run, state: State) -> None:
+    """A run without two sides of guidance: say that nothing could be derived."""
+    session = run.session
+    for branch in run.branches.values():
+        if session.active and state == "done" and branch.idle:
+            session.recorder.note(branch.idle)
+            session.recorder.stood_down |= len(session.tracks) == len(run.branches)
 
 
 def _place() -> dict[str, Any]:
@@ -329,6 +377,26 @@ def _evaluated(run: Run, x: Any, timestep: torch.Tensor, forward: Callable[[], A
     return forward()
 
 
+def calc_cond_batch(
+    executor: Any, model: Any, conds: Sequence[Any], x: torch.Tensor, timestep: torch.Tensor, model_options: Any
+) -> list[torch.Tensor]:
+    """CALC_COND_BATCH: all sides of guidance at once."""
+    options = model_options.get("transformer_options", {})
+    run = options.get(KEY)
+    forward = partial(_sides, executor, model, x, timestep, model_options)
+    for branch in run.branches.values() if isinstance(run, Run) else ():
+        if run.session.active:
+            return branch.run(place_of(model, options), conds, x, timestep, forward)
+    return forward(conds)
+
+
+def _sides(
+    executor: Any, model: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: Any, conds: Sequence[Any]
+) -> list[torch.Tensor]:
+    out: list[torch.Tensor] = executor(model, conds, x, timestep, model_options)
+    return out
+
+
 OPTIONS_POSITION = 5
 """Of transformer_options among apply_model's arguments (x, t, c_concat, c_crossattn, control, transformer_options)."""
 
@@ -377,6 +445,16 @@ def _open_call(
 def _bare(model: Any) -> Any:
     """The diffusion model behind torch.compile's wrapper."""
     return getattr(model, "_orig_mod", model)
+
+
+@contextlib.contextmanager
+def lent(layer: Any, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A linear layer's weight and bias as the host would use them on x: cast, patched, brought to x's device."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 # memory ---------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from .host import MIN_STEPS
 
 ADDRESS = "/spectralcache/plan"
 MOST_STEPS = 100_000
-WORDS, WHOLE = ("quality", "site"), ("keep_first", "keep_last", "bands", "computed")
 
 
 def planned(total: int, params: Mapping[str, Any]) -> int:
@@ -32,10 +31,13 @@ def planned(total: int, params: Mapping[str, Any]) -> int:
 def parameters(query: Mapping[str, str]) -> dict[str, Any]:
     """Auto's parameters as an address carries them, all text."""
     given = {name: value for name, value in query.items() if name != "steps"}
-    return {
-        name: value if name in WORDS else int(float(value)) if name in WHOLE else float(value)
-        for name, value in given.items()
-    }
+    defaults = auto.defaults
+    return {name: _as(defaults.get(name, 0.0), value) for name, value in given.items()}
+
+
+def _as(default: object, value: str) -> Any:
+    """A value of the default's kind."""
+    return value if isinstance(default, str) else int(float(value)) if isinstance(default, int) else float(value)
 
 
 def add_route() -> None:

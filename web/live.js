@@ -57,10 +57,16 @@ function adopt() {
 
 /** As Nodes 2.0 do by themselves: what few people need is folded away on the canvas too. */
 function fold(node, strip) {
-  const advanced = node.widgets.filter((widget) => widget.options?.advanced);
-  if (!advanced.length) return;
+  const advanced = () => node.widgets.filter((widget) => widget.options?.advanced);
+  const choice = node.widgets.some((widget) => widget.name.includes(".")); // brings other inputs with each option
+  if (!choice && !advanced().length) return;
+  const size = node.computeSize;
+  node.computeSize = function (...args) {
+    for (const widget of advanced()) widget.hidden = !node.showAdvanced; // Nodes 2.0 do not look at it
+    strip.named?.();
+    return size.apply(this, args);
+  };
   const show = (height = node.size[1]) => {
-    for (const widget of advanced) widget.hidden = !node.showAdvanced; // Nodes 2.0 do not look at it
     node.setSize([node.size[0], Math.max(node.computeSize()[1], height)]);
     node.setDirtyCanvas(true, true);
   };
@@ -70,6 +76,7 @@ function fold(node, strip) {
       show(0);
     },
     () => node.showAdvanced,
+    () => advanced().length > 0,
   );
   const configured = node.onConfigure;
   node.onConfigure = function (...args) {
@@ -144,7 +151,10 @@ app.registerExtension({
       if (!run) return;
       remember(null, place(this), run);
       const source = strips.get(this.getInputNode?.(0)); // sampled before this page was open: the host had it still
-      if (source && !source.run) source.show(run);
+      if (source && !source.run) {
+        source.show(run);
+        remember(null, place(this.getInputNode(0)), run);
+      }
     };
   },
   afterConfigureGraph() {

@@ -9,7 +9,7 @@ export function fromTrace(trace) {
     const scores = Object.fromEntries(names.map((name) => [name, [e.scores[name] ?? null, e.limits[name] ?? null]]));
     return [e.action, e.step, e.stage, e.sigma, e.reason, scores];
   });
-  const estimates = trace.evaluations.filter((e) => e.action !== "computed").map((e) => e.scores.estimate);
+  const estimates = trace.evaluations.filter((e) => e.action !== "computed" && !e.derived).map((e) => e.scores.estimate);
   const known = estimates.filter((value) => Number.isFinite(value));
   return {
     method: trace.method,

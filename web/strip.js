@@ -27,7 +27,7 @@ const STYLE = `
 .spectralcache-fold { display: block; height: 20px; margin: 2px 0 0; padding: 0; border: 0; background: none; color: inherit;
   font: inherit; opacity: .75; cursor: pointer; }
 .spectralcache-fold:hover, .spectralcache-fold:focus-visible { opacity: 1; text-decoration: underline; }
-.lg-node .spectralcache-fold { display: none; }
+.spectralcache-fold[hidden], .lg-node .spectralcache-fold { display: none; }
 .spectralcache-tip { position: fixed; z-index: 10000; max-width: 300px; padding: 6px 9px; border-radius: 6px;
   pointer-events: none; font: 12px/17px Inter, system-ui, sans-serif; color: var(--input-text, #ddd);
   background: var(--comfy-menu-bg, #222); border: 1px solid var(--border-color, #555); box-shadow: 0 2px 8px #0006; }
@@ -78,12 +78,14 @@ export class Strip {
     this.draw();
   }
 
-  /** A button for the advanced inputs, where the page has none of its own: on the canvas. */
-  addFold(turn, isOpen) {
+  /** A button for the advanced inputs, where the page has none of its own: on the canvas. `isOf`: whether there are any. */
+  addFold(turn, isOpen, isOf) {
     const button = made("button", "spectralcache-fold", this.element);
     const name = () => {
-      button.textContent = say(isOpen() ? "hide_advanced" : "show_advanced");
+      const text = say(isOpen() ? "hide_advanced" : "show_advanced");
+      if (button.textContent !== text) button.textContent = text;
       button.setAttribute("aria-expanded", String(Boolean(isOpen())));
+      button.hidden = !isOf();
     };
     button.type = "button";
     button.addEventListener("click", () => (turn(), name()));

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bench import ROOT
 from bench.demo.thumbnail import GROUND, INK, QUIET
-from bench.host.graphs import AUTO, AUTO_DEFAULTS, Picture, cached
+from bench.host.graphs import AUTO, Picture, cached, defaults
 from bench.host.server import Server, base_directory
 from cache_core.metrics import psnr
 
@@ -53,7 +53,7 @@ def arms(picture: Picture) -> dict[str, tuple[Picture, dict[str, Any]]]:
 
 def made(server: Server, picture: Picture, settings: dict[str, Any]) -> tuple[bytes, int, float]:
     """The picture, how many steps were computed, and the seconds of sampling of the fastest run."""
-    graph = cached(picture, {**AUTO_DEFAULTS, **settings}, AUTO)
+    graph = cached(picture, {**defaults(AUTO), **settings}, AUTO)
     seconds = []
     for _ in range(RUNS):
         server._request("/free", {"unload_models": False, "free_memory": True})  # else the host has the result already

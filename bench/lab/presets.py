@@ -135,6 +135,17 @@ def _fastcache() -> list[Cached]:
     ]  # fmt: skip
 
 
+def _cfg_cache() -> list[Cached]:
+    """The paper's gains over its interval, and none of them with a slope."""
+    bands = [Cached("CFG-Cache", f"CFG-Cache N={n}", method="cfg_cache", params={"interval": n}) for n in (2, 3, 5)]
+    slope = [
+        Cached("CFG-Cache, slope", f"CFG-Cache, slope N={n}", method="cfg_cache",
+               params={"interval": n, "stand_in": "slope", "last_steps": 3})
+        for n in (2, 3, 5)
+    ]  # fmt: skip
+    return [*bands, *slope]
+
+
 def _everywhere(arms: list[Cached]) -> list[Cached]:
     """The middle setting is measured at every number of steps and guidance."""
     return [replace(arm, core=True) if i == len(arms) // 2 else arm for i, arm in enumerate(arms)]
@@ -157,6 +168,8 @@ OTHERS: Mapping[str, list[Cached]] = {
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
     "seacache": _swept("SeaCache", "seacache", "threshold", (0.1, 0.2, 0.3, 0.6, 1.2)),
+    "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
+    "cfg_cache": _cfg_cache(),
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {

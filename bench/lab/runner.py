@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from bench.lab.store import Outcome, Store, digest
 from bench.lab.studio import SIDE, WEIGHTS, Studio
 from cache_core.metrics import psnr, ssim
 from cache_core.trace import estimated_error
+from cache_core.types import ATTENTION, MLP
 
 VERSION = "3"
 """Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
@@ -76,7 +79,7 @@ class Runner:
         """Computed and all evaluations; of one that ran in part, the share that did. The callback counts steps, of
         which some samplers evaluate all but the last twice; there the trace knows better.
         """
-        if sampler not in TWICE and not (run.trace and run.trace["partial"]):
+        if sampler not in TWICE and not (run.trace and (run.trace["partial"] or _in_parts(run.trace))):
             return sum(run.computed), len(run.computed)
         if run.trace is None:
             return 2 * len(run.computed) - 1, 2 * len(run.computed) - 1
@@ -87,7 +90,10 @@ class Runner:
         """The pack's own count must be what the hook on the first block saw, which may run where others do not."""
         if run.trace is None:
             return
-        least, most = run.trace["computed"], run.trace["computed"] + run.trace["partial"]
+        least, most = (
+            run.trace["computed"],
+            run.trace["computed"] + run.trace["partial"] + _in_parts(run.trace) * run.trace["skipped"],
+        )
         if run.trace["state"] != "done" or not least <= sum(run.computed) <= most:
             raise RuntimeError(
                 f"{arm.name}: {run.trace['state']}, {least} to {most} evaluations computed by its trace, "
@@ -105,3 +111,8 @@ class Runner:
             runs[0].total = statistics.fmean(run.total for run in runs)
             self._reference = (pair, steps, sampler, runs[0], self.studio.picture(runs[0].latent))
         return self._reference[3], self._reference[4]
+
+
+def _in_parts(trace: Mapping[str, Any]) -> bool:
+    """Whether modules are skipped apart, so that every block runs on every step."""
+    return trace["site"] in (ATTENTION.kind, MLP.kind)

@@ -1,21 +1,31 @@
-"""docs/methods.md and the help page of Cache Method, from what each method's file states.
+"""docs/methods.md and the help pages of Cache Method, from what each method's file states.
 
-Written by `python dev.py bench methods`. tests/core/test_methods.py holds both against the files, so that a new
-method cannot be forgotten here.
+Written by `python dev.py bench methods`. tests/core/test_methods.py holds them against the files, so that a new
+method cannot be forgotten here. In Chinese and Japanese only what lies between two markers is written: the sentences
+come from `locales/<language>/methods.json` and `nodeDefs.json`, and what is not translated yet stands in English.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
+from pathlib import Path
 
 from bench import ROOT
 from cache_core import methods
 from cache_core.parameters import Parameter, Published
 
 TABLE = ROOT / "docs" / "methods.md"
-HELP = ROOT / "web" / "docs" / "SpectralCacheMethodApply.md"
+NODE = "SpectralCacheMethodApply"
+HELP = ROOT / "web" / "docs" / f"{NODE}.md"
+TRANSLATED = {
+    "zh": ("方法", "它做什么，何时用", "输入（默认值）", "输入", "作用"),
+    "ja": ("手法", "何をするか、いつ使うか", "入力（既定）", "入力", "はたらき"),
+}
+"""Each language's heads of the two tables."""
+MARKERS = ("<!-- methods -->", "<!-- end of methods -->")
 INTRODUCTION = """# Cache Method
 
 Speeds up sampling with one of the published caching methods, each with its own settings. Choose the **method**, and its
@@ -24,6 +34,11 @@ inputs appear below.
 Put the node between the model loader and the sampler. The model that came in is not changed: remove or bypass the node,
 and the picture is exactly the original again. Connect Cache Stats to see which steps were skipped, and why the others
 were not.
+
+![Cache Method after a run: TeaCache computed some steps and skipped the others](images/method.png)
+
+The strip on the node has one cell for each time the model is asked: tall and blue is *computed*, low and hollow
+*skipped*; a white head marks the first and the last step. Point at a cell to see more. The last run stays there.
 
 ## When to use it
 
@@ -48,6 +63,37 @@ An older ComfyUI shows no inputs that depend on the method. There **parameters**
 ## Methods
 """
 ENDING = """
+## Recommended settings
+
+| Model | Sampler, steps | Settings |
+|---|---|---|
+| FLUX.1-dev | euler or dpmpp_2m, 28 | teacache 0.4, first_block_cache 0.12, taylorseer interval 3 |
+| FLUX.1 Kontext | euler, 28 | teacache 0.25, first_block_cache 0.08 |
+| Qwen-Image and its edit models | euler, 30 to 50 | magcache 0.1, taylorseer interval 2 or 3 |
+| Any other model | euler, 20 to 50 | ab_cache interval 2, easycache 0.1 |
+
+These are the authors' own values, or careful ones. How the methods do at the same number of computed steps, on the
+small model of the bench, stands in docs/quality.md of the repository.
+
+## Nothing was skipped. Why?
+
+| What the node or Cache Stats says | What to do |
+|---|---|
+| nothing skipped: off | The first input has its off value: threshold 0, interval 1. |
+| nothing skipped: threshold | The change reached the limit at each step: raise **threshold**. |
+| nothing skipped: warm-up | **warmup_steps** covers the whole run. Fewer of them, or more steps. |
+| nothing skipped: outside the window | **start_percent** and **end_percent** leave nothing between them. |
+| nothing skipped: blocks not reached | The method needs blocks, which this model has not described: take another. |
+| stood down: ... | The sentence says why: 4 steps or fewer, dpm_fast or dpm_adaptive, another cache on the model. |
+
+## The picture changed too much. What now?
+
+1. Go back one notch: a lower **threshold**, a smaller **interval**, **max_consecutive** 2.
+2. Where the layout changed, more **warmup_steps** or **start_percent** 0.2; where texture was lost, **end_percent**
+   0.9.
+3. A forecast that overshoots: **order** 1, or a method that holds.
+4. Look at the difference with *Cache Compare*, and try *SpectralCache Auto*.
+
 ## What it costs
 
 A method holds as many results as the table in docs/methods.md of the repository says, for each of the positive and the
@@ -57,6 +103,14 @@ negative prompt; all of it is freed after the run.
 fix the seed, set the first input to its off value for the original, then once more off and with only as many **steps**
 as were computed before.
 """
+
+
+SIZES = {
+    "trunk": "trunk features",
+    "attention": "outputs of each block's modules",
+    "mlp": "outputs of each block's modules",
+    "blocks": "vectors a stream of every block",
+}
 
 
 def facts(name: str, published: Published) -> tuple[str, str, str, str]:
@@ -69,8 +123,11 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     source = source or "; ".join(re.findall(r"\((.*)\)", lead)) or "this pack"
     rules = published().rules
     kinds = {place.kind for each in rules for place in each.places}
-    needs = "blocks (FLUX.1, Qwen-Image)" if kinds == {"trunk"} else "any model"
-    size = "model outputs" if rules[0].places[0].kind != "trunk" else "trunk features"
+    if "branch" in kinds:
+        needs = "CFG above 1"
+    else:
+        needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
+    size = SIZES.get(rules[0].places[0].kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 
 
@@ -104,9 +161,42 @@ def page() -> str:
 
 
 def _row(parameter: Parameter) -> str:
+    return f"| **{parameter.name}** | {parameter.tooltip} Default {_default(parameter)}. |"
+
+
+def _default(parameter: Parameter) -> str:
     default = parameter.default
-    shown = f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default)
-    return f"| **{parameter.name}** | {parameter.tooltip} Default {shown}. |"
+    return f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default)
+
+
+def help_in(language: str) -> Path:
+    """Where the page looks a node's help up in a language that is not English."""
+    return ROOT / "web" / "docs" / NODE / f"{language}.md"
+
+
+def translated(language: str, written: str) -> str:
+    """The help page in another language, with its tables anew."""
+    before, _, rest = written.partition(MARKERS[0])
+    return f"{before}{MARKERS[0]}\n{_tables(language)}\n{MARKERS[1]}{rest.partition(MARKERS[1])[2]}"
+
+
+def _tables(language: str) -> str:
+    locale = ROOT / "locales" / language
+    sentences = json.loads((locale / "methods.json").read_text("utf-8"))
+    inputs = json.loads((locale / "nodeDefs.json").read_text("utf-8"))[NODE]["inputs"]
+    method, purpose, defaults, name_of, effect = TRANSLATED[language]
+    lines = [f"| {method} | {purpose} | {defaults} |", "|---|---|---|"]
+    stated: dict[str, Parameter] = {}
+    for name, published in methods().items():
+        source, rule, _, _ = facts(name, published)
+        shown = "" if published.own_node else ", ".join(f"{p.name} {_default(p)}" for p in published.parameters)
+        lines.append(f"| **{name}** | {sentences.get(name, f'{rule} {published.advice}')}（{source}） | {shown} |")
+        stated |= {} if published.own_node else {p.name: p for p in published.parameters}
+    lines += ["", f"| {name_of} | {effect} |", "|---|---|"]
+    for name, parameter in sorted(stated.items()):
+        known = inputs.get(f"method_{name}")
+        lines.append(f"| **{name}** | {known['tooltip'] if known else parameter.tooltip} |")
+    return "\n".join(lines)
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -116,4 +206,7 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 def run(_options: argparse.Namespace) -> int:
     TABLE.write_text(table(), encoding="utf-8")
     HELP.write_text(page(), encoding="utf-8")
+    for language in TRANSLATED:
+        file = help_in(language)
+        file.write_text(translated(language, file.read_text("utf-8")), encoding="utf-8")
     return 0

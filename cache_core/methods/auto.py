@@ -11,8 +11,12 @@ of them computed come closer to the exact picture than 28 with 12.
 `site`: auto skips whole model calls on every model. There the feature is the ODE derivative itself, so that the
 corrector is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
 
+`guidance`: derive lets the negative prompt rest in every other computed step, from a third of the run on: what it
+differs by follows half of its last slope. Skipped steps then forecast the guided result.
+
 Sources: band-wise forecasts from FreqCa (arXiv 2510.08669); the corrector from linear multistep methods (Adams-Moulton;
-UniPC, arXiv 2302.04867); back-test, density and their combination are our own.
+UniPC, arXiv 2302.04867); the resting negative from FasterCache (arXiv 2410.19355); back-test, density and their
+combination are our own.
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ from functools import partial
 from .. import words
 from ..backtest import EDGES, BackTested
 from ..corrections import Repay
-from ..gates import Budget, Never
+from ..gates import AtMost, Budget, Never, Within, all_of
 from ..parameters import Parameter, published
-from ..types import GUIDED, MODEL, TRUNK, Gate, Method, Rule, Signal
+from ..predictors import Linear
+from ..types import BRANCH, GUIDED, MODEL, TRUNK, CacheError, Gate, Method, Rule, Signal
 
 CUSTOM = "Custom"
 PLACES = {"auto": (MODEL,), "trunk": (TRUNK, MODEL), "model": (MODEL,), "guided": (GUIDED, MODEL)}
@@ -76,6 +81,13 @@ PARAMETERS = (
         "counts.",
         high=1000, folded=True, late=True,
     ),
+    Parameter(
+        "guidance", "follow", "With CFG above 1. follow (typical): a computed step evaluates both prompts. derive: "
+        "from a third of the run on, every other one evaluates only the positive prompt and derives the negative's "
+        "result, which halves its cost and moves guidance a little; skipped steps then forecast what guidance gives "
+        "(site guided). Cache Stats counts both.",
+        choices=("follow", "derive"), folded=True, late=True,
+    ),
 )  # fmt: skip
 FAST = {"speedup": 3.0, "quality": CUSTOM}
 
@@ -94,16 +106,27 @@ def auto(
     bands: int,
     site: str,
     computed: int,
+    guidance: str,
 ) -> Method:
     """How much faster, by computed steps, unless a word or a number says it; the largest estimated error of a skipped
     step (0: any); steps that are always computed at both ends, part of the budget; radial bands that are tested apart;
-    where to skip. `speedup` 1 computes everything.
+    where to skip; whether the negative is derived in some computed steps. `speedup` 1 computes everything.
     """
     gate: Gate = Never()
     if computed or quality != CUSTOM or speedup != 1:
         gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
-    rule = Rule(PLACES[site], Signal(), gate, BackTested(bands), correction=Repay())
-    return Method("SpectralCache Auto", (rule,))
+    where = PLACES["guided" if guidance == "derive" and site == "auto" else site]
+    rule = Rule(where, Signal(), gate, BackTested(bands), correction=Repay())
+    if guidance == "follow":
+        return Method("SpectralCache Auto", (rule,))
+    if site not in ("auto", "guided"):
+        raise CacheError(f"guidance derive goes with site guided or auto, not with {site}; change one of the two")
+    rests: Gate = Never() if gate.never else all_of(Within(DERIVED_FROM, 1.0), AtMost(1))
+    return Method("SpectralCache Auto", (rule, Rule((BRANCH,), Signal(), rests, Linear(0.5, "log_noise"))))
+
+
+DERIVED_FROM = 0.33
+"""Before this share of the run the difference of the prompts changes too fast: by half a step on the small FLUX."""
 
 
 def _count(speedup: float, quality: str, computed: int, total: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..coefficients import TEACACHE, Calibration
-from ..types import Architecture, Grid, Slot, Streams
+from ..types import ATTENTION, Architecture, Fused, Grid, Part, Slot, Split, Streams, Whole
 
 DOUBLE, SINGLE = "double_block", "single_block"
 PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
@@ -69,6 +69,17 @@ class Flux(Architecture):
         parts = (tokens[:, :before] if double or txt is None else txt, target, tokens[:, before + target.shape[1] :])
         out = {**self.unchanged(args, slot), "img": torch.cat(parts, dim=1)}
         return {**out, "txt": txt} if double and txt is not None else out
+
+    def parts(self, model: Any, slot: Slot, kind: str) -> tuple[Part, ...]:
+        if slot[0] == SINGLE:
+            block = model.single_blocks[slot[1]]
+            return (Fused(block.linear1, block.linear2, block.hidden_size),)
+        block = model.double_blocks[slot[1]]
+        if kind == ATTENTION.kind:
+            sides = (block.img_attn, block.txt_attn)
+            enters, leaves = tuple(side.qkv for side in sides), tuple(side.proj for side in sides)
+            return (Split(enters, leaves, ("img", "txt"), block.hidden_size),)
+        return (Whole(block.img_mlp, ("img",)), Whole(block.txt_mlp, ("txt",)))
 
     def calibration(self, references: bool) -> Calibration:
         return TEACACHE["flux_kontext" if references else "flux"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..coefficients import IDENTITY, Calibration
-from ..types import Architecture, Grid, Slot, Streams
+from ..types import ATTENTION, Architecture, Grid, Part, Slot, Streams, Whole
 
 BLOCK = "double_block"
 PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
@@ -75,6 +75,12 @@ class QwenImage(Architecture):
     ) -> dict[str, Tensor]:
         img = torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)
         return {"img": img, "txt": args["txt"] if txt is None else txt}
+
+    def parts(self, model: Any, slot: Slot, kind: str) -> tuple[Part, ...]:
+        block = model.transformer_blocks[slot[1]]
+        if kind == ATTENTION.kind:
+            return (Whole(block.attn, ("img", "txt"), block.dim),)
+        return (Whole(block.img_mlp, ("img",)), Whole(block.txt_mlp, ("txt",)))
 
     def calibration(self, references: bool) -> Calibration:
         return CALIBRATION

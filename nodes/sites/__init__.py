@@ -6,13 +6,18 @@ conventions (block hooks, `patches_replace`), but import nothing of it.
 from __future__ import annotations
 
 from .blocks import Blocks
+from .branch import Branch
 from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
 from .guided import Guided
 from .model import WholeModel
+from .modules import AttentionModules, MlpModules
 from .trunk import Trunk
 
-CALL_SITES: dict[str, type[Site]] = {site.name: site for site in (WholeModel, Trunk, Blocks)}
-"""Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation."""
+_SITES: tuple[type[Site], ...] = (WholeModel, Trunk, Blocks, AttentionModules, MlpModules)
+CALL_SITES: dict[str, type[Site]] = {site.name: site for site in _SITES}
+"""Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation, `Branch` around both
+sides of guidance."""
 
-__all__ = ["CALL_SITES", "Around", "Blocks", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk", "WholeModel",
+__all__ = ["CALL_SITES", "Around", "Blocks", "Branch", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk",
+           "WholeModel",
            "fail_open", "warn"]  # fmt: skip

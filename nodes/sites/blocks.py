@@ -17,8 +17,8 @@ import torch
 from ...cache_core.affine import applied, fitted
 from ...cache_core.track import Track
 from ...cache_core.types import BLOCKS, Architecture, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, fail_open
-from .trunk import TEXT, Hook, eager, with_hooks
+from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open
+from .trunk import TEXT, Hook, with_hooks
 
 
 @dataclass(slots=True)

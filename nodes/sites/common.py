@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from ...cache_core.session import Session
 from ...cache_core.track import Call, Facts, Track
-from ...cache_core.types import Architecture, Grid, Place
+from ...cache_core.types import Architecture, Grid, Place, Probe, Streams
 
 LOG = logging.getLogger("SpectralCache")
 
@@ -38,6 +39,10 @@ class ModelCall:
         return Facts((*shape, rows), of.dtype, of.device, self.control, self.weights)
 
 
+Weights = Callable[[Any, torch.Tensor], contextlib.AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]]
+"""(linear layer, its input) -> weight and bias as the layer would use them, on loan."""
+
+
 @dataclass(frozen=True, slots=True)
 class Around:
     """What a site is made for: a diffusion model, the file that describes it (or None), and its place. `fall_back` says
@@ -49,6 +54,7 @@ class Around:
     place: Place
     recording_open: Callable[[], bool]
     fall_back: Callable[[str], None]
+    weights: Weights
 
 
 class Site:
@@ -89,6 +95,36 @@ def fail_open(session: Session) -> Iterator[None]:
     except Exception as error:
         LOG.debug("SpectralCache", exc_info=True)
         warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
+
+
+def probe(
+    needs: frozenset[str],
+    architecture: Architecture,
+    model: Any,
+    streams: Streams,
+    rows: slice,
+    head: torch.Tensor | None = None,
+) -> Probe:
+    """What a signal may look at of one lane, where blocks are described."""
+    if not needs:
+        return Probe()
+    modulated = None
+    if "modulated" in needs:
+        tokens = streams.img.shape[1] if architecture.signal_over_references else streams.targets
+        modulated = architecture.modulated(model, streams.img[rows, :tokens], streams.vec[rows])
+    return Probe(modulated, streams.targets, head)
+
+
+def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
+    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen.
+
+    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
+    is done: loading it takes most of a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    wrapped: Callable[..., Any] = torch.compiler.disable(function, recursive=recursive)
+    return wrapped
 
 
 # what is stored where whole calls are skipped: the ODE derivative, unless a rule says otherwise -----------------------

@@ -11,9 +11,8 @@ so that all image tokens are stored and the text stream is a unit of its own.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 
 from ...cache_core.track import Track
 from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, fail_open
+from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open, probe
 
 TEXT: Unit = "text"
 """The text stream, stored where a tail goes on with it. It has no grid."""
@@ -152,15 +151,12 @@ class Trunk(Site):
         return grid if math.prod(grid) == targets else None
 
     def _probe(self, now: Pass, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
-        needs, modulated, head = self.track.rule.signal.needs, None, None
-        if "modulated" in needs:
-            tokens = streams.img.shape[1] if self.architecture.signal_over_references else streams.targets
-            modulated = self.architecture.modulated(self.around.model, streams.img[rows, :tokens], streams.vec[rows])
-        if "head" in needs:
-            head = (img - streams.img)[rows, : streams.targets]
-        grid = self._grid(now, streams.targets) if "grid" in needs else None
+        needs = self.track.rule.signal.needs
+        head = (img - streams.img)[rows, : streams.targets] if "head" in needs else None
+        seen = probe(needs, self.architecture, self.around.model, streams, rows, head)
         sigma = now.call.sigma[rows][0] if "sigma" in needs else None
-        return Probe(modulated, streams.targets, head, sigma=sigma, grid=grid) if needs else Probe()
+        grid = self._grid(now, streams.targets) if "grid" in needs else None
+        return replace(seen, sigma=sigma, grid=grid)
 
     def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
@@ -197,15 +193,3 @@ def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot,
     replace = options.get("patches_replace", {})
     foreign = dict(replace.get("dit", {}))
     return foreign, {**options, "patches_replace": {**replace, "dit": {**foreign, **hooks}}}
-
-
-def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
-    """Keep a function out of compiled graphs: traced under TorchCompileModel, its first decision would be frozen.
-
-    `recursive=False` leaves what it calls (the blocks) to the compiler. Where nothing has loaded the compiler, nothing
-    is done: loading it takes most of a second.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    wrapped: Callable[..., Any] = torch.compiler.disable(function, recursive=recursive)
-    return wrapped

@@ -52,6 +52,12 @@ TIDY = """async kept => {
     for (const other of others) await workflow.closeWorkflow(other);
     localStorage.removeItem("spectralcache");
 }"""
+DRAWN = """kind => {
+    const node = app.graph._nodes.find(node => node.type === kind);
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (element) return element.querySelectorAll("[data-testid=node-widget]").length - 1;
+    return LiteGraph.vueNodesMode ? -1 : node.widgets.filter(widget => !widget.hidden).length - 1;
+}"""
 OPEN = "[...document.querySelectorAll('[role=dialog], .p-dialog')].some(found => found.checkVisibility())"
 
 
@@ -185,6 +191,12 @@ def page(request: pytest.FixtureRequest, window: Window, tmp_path: Path) -> Iter
 def reload(window: Window, page: Any) -> Callable[[], None]:
     """Loads the page again, as a user does."""
     return window.reload
+
+
+@pytest.fixture
+def drawn(page: Any) -> Callable[[str], int]:
+    """How many inputs with a field of their own the page draws on the first node of a type, the strip left out."""
+    return lambda kind: page.evaluate(DRAWN, kind)
 
 
 @pytest.fixture(scope="session")

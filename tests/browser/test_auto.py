@@ -101,25 +101,17 @@ def test_speedup_is_faint_with_a_word(page: Any, until: Callable[..., Any]) -> N
     until("not faint", lambda: not page.evaluate(FAINT))
 
 
-INPUTS = f"""(node => {{
-    const inside = document.querySelector(`[data-node-id="${{node.id}}"]`);
-    const drawn = inside ? inside.querySelectorAll("[data-testid=node-widget]").length
-        : LiteGraph.vueNodesMode ? 0 : node.widgets.filter(widget => !widget.hidden).length;
-    return drawn - 1; // the strip is none
-}})({OURS})"""
-
-
 @pytest.mark.claim("Auto", "in the real page: advanced inputs are folded, and a click shows them")
-def test_advanced_inputs_are_folded(page: Any, until: Callable[..., Any]) -> None:
+def test_advanced_inputs_are_folded(page: Any, until: Callable[..., Any], drawn: Callable[[str], int]) -> None:
     page.evaluate("graph => app.loadGraphData(graph)", json.loads(WORKFLOW.read_text("utf-8")))
     page.evaluate(VIEW)
-    until("two inputs", lambda: page.evaluate(INPUTS) == 2)
+    until("two inputs", lambda: drawn("SpectralCacheAutoApply") == 2)
     # the model loader has advanced inputs too, and its button may be drawn first
     ours = page.locator(f"[data-node-id='{page.evaluate(f'({OURS}).id')}']")
     as_element = ours.get_by_text("Show advanced inputs")
     on_canvas = page.locator(".spectralcache-fold:visible")
     button = on_canvas.or_(as_element).filter(visible=True)
     button.click()
-    until("every input", lambda: page.evaluate(INPUTS) >= 7)
+    until("every input", lambda: drawn("SpectralCacheAutoApply") >= 7)
     ours.get_by_text("Hide advanced").or_(on_canvas).filter(visible=True).click()
-    until("two inputs again", lambda: page.evaluate(INPUTS) == 2)
+    until("two inputs again", lambda: drawn("SpectralCacheAutoApply") == 2)

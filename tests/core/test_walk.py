@@ -23,6 +23,7 @@ from cache_core.session import Session, flow_noise
 from cache_core.trace import Recorder
 from cache_core.track import Call, Facts, LaneKey, Seen, Track
 from cache_core.types import (
+    BRANCH,
     TRUNK,
     Figures,
     Gate,
@@ -39,7 +40,7 @@ from cache_core.types import (
 )  # fmt: skip
 
 LAYERS, STEPS = 3, 12
-ATTENTION, MLP, BRANCH, UNET = Place("attention"), Place("mlp"), Place("branch"), Place("unet", head=1, tail=1)
+ATTENTION, MLP, UNET = Place("attention"), Place("mlp"), Place("unet", head=1, tail=1)
 SCHEDULE = Schedule(tuple(1 - i / STEPS for i in range(STEPS + 1)), flow_noise)
 CPU = torch.device("cpu")
 
@@ -151,8 +152,9 @@ class Toy:
         track = self.tracks.get("branch")
         if track is None:
             return self.branch("uncond", x, sigma)
-        call = self.session.open_all(LaneKey("uncond over cond"), 1)
+        call = self.session.open_beside(LaneKey("uncond over cond"), 1)
         if track.enter(call, facts(x), lambda rows: Probe(), IDENTITY):
+            self.session.spare(1)
             return cond + track.predict(call)
         out = self.branch("uncond", x, sigma)
         track.store(call, out - cond)
@@ -309,8 +311,11 @@ def test_faster_cache_skips_attention_and_a_branch_each_by_its_own_rule() -> Non
     toy = Toy(faster(branch=5)).run()
     lanes = [r.lanes for r in toy.recorder.records]
     assert lanes == [2 if i % 5 == 0 or i == STEPS - 1 else 1 for i in range(STEPS)]  # the other one is not called
-    half = [i for i in range(1, STEPS - 1) if i % 2]
-    assert [r.step for r in toy.recorder.records if r.skip and r.work < 1] == half
+    both = {(False, False): 1.0, (True, False): 0.5, (False, True): 0.5, (True, True): 0.25}  # attention, branch
+    inner = range(1, STEPS - 1)
+    expected = [both[i % 2 == 1 and i in inner, i % 5 > 0 and i in inner] for i in range(STEPS)]
+    expected[5] = 0.75  # the negative's attention has rested too long, and is computed
+    assert works(toy) == expected
     # step 5 skips attention of both lanes: the negative rested since step 0, and its history is still there
     rested = Toy(faster(branch=3)).run()
     assert rested.recorder.records[3].work == 0.5 and rested.recorder.records[3].lanes == 2

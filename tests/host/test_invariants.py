@@ -194,7 +194,7 @@ def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any, caching
     host.sample(caching.fast(), cfg=3.0, negative=host.conditioning(2, tokens=5))
     trace = host.trace()
     assert {(e["calls"], e["lanes"]) for e in trace["evaluations"] if e["calls"]} == {(2, 2)}
-    assert trace["partial"] == 0 and trace["skipped"] > 4
+    assert trace["skipped"] > 4 and (caching.site == "attention" or trace["partial"] == 0)
 
 
 # 5: first and last step -----------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_the_trace_agrees_with_the_blocks_that_ran(
 
 def test_memory_is_one_feature_and_one_modulated_input_per_lane(host: Any) -> None:
     host.sample(host.apply(**FAST), cfg=3.0, batch=2, size=(16, 24))
-    tokens, width, rows, lanes = 8 * 12, 256, 2, 2
+    tokens, width, rows, lanes = 8 * 12, host.diffusion_model.hidden_size, 2, 2
     one = tokens * width * rows * 4
     assert host.trace()["cache_bytes"] == pytest.approx(lanes * 2 * one, abs=1000)
 

@@ -119,7 +119,7 @@ def test_packed_latents(host: Any, method: str) -> None:
     sigmas = [1 - i / STEPS for i in range(STEPS + 1)]
     recorder = host.recorder("toy", STEPS)
     session = host.core.Session(build, host.types.Schedule(tuple(sigmas), lambda sigma: -sigma), recorder)
-    around = sites.Around(host.diffusion_model, None, host.types.MODEL, lambda: False, lambda why: None)
+    around = sites.Around(host.diffusion_model, None, host.types.MODEL, lambda: False, lambda why: None, host.host.lent)
     site = sites.WholeModel(session.tracks[0], around)
     sampling = host.model.get_model_object("model_sampling")
     velocity = torch.randn(2, 1, 37, generator=torch.Generator().manual_seed(0))

@@ -104,8 +104,8 @@ QWEN_IMAGE = {
     "num_attention_heads": 1,
     "joint_attention_dim": CONTEXT,
 }
-FLUX1 = FLUX | {"depth": 3, "depth_single_blocks": 6, "guidance_embed": False, "txt_ids_dims": []}
-"""As many blocks as the small trained FLUX, at half its width."""
+FLUX1 = FLUX | {"depth_single_blocks": 3, "guidance_embed": False, "txt_ids_dims": []}
+"""Half the width and half the blocks of the small trained FLUX."""
 LOADED = {
     "flux": ("comfy.ldm.flux.model", "Flux", FLUX1, CONTEXT, (1, 16, 8, 8)),
     "flux2": ("comfy.ldm.flux.model", "Flux", FLUX2, CONTEXT, (1, 128, 6, 8)),

@@ -1,0 +1,172 @@
+"""Blocks whose attention and MLP lie side by side in two linear layers (FLUX's single blocks), cut where that can be.
+
+With A attention's result, H the MLP's activated hidden channels and W = [W_a | W_m], b the second layer:
+
+    W·[A, H] + b = (W_a·A) + (W_m·H + b)
+
+so that the two terms are the outputs of attention and of the MLP. A computed block runs as it is, and the second term
+is what is left of its output; a reused term needs neither its rows of the first layer nor its columns of the second. A
+layer whose weight cannot be cut (quantised formats) is skipped whole or computed whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...cache_core.session import Session
+from ...cache_core.types import ATTENTION, MLP, Fused
+from .common import Weights, fail_open
+
+
+class Misfit(Exception):
+    """A block that was to be skipped in part has to be run again in full. Raised before it has changed its input."""
+
+
+class Side(Protocol):
+    """What a block asks of the site that stores one of its two terms."""
+
+    @property
+    def session(self) -> Session: ...
+    def standing(self, layer: int, stream: str, like: Tensor) -> Tensor | None: ...
+    def replaced(self, layer: int, stream: str, idle: bool) -> None: ...
+    def records(self, layer: int) -> bool: ...
+    def stored(self, layer: int, stream: str, out: Tensor) -> Tensor: ...
+
+
+class Cut:
+    """Products with a part of a layer's weight, in the precision that the layer computes in."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self._known: dict[tuple[type, torch.dtype], bool] = {}
+
+    def possible(self, like: Tensor, *layers: Any) -> bool:
+        """Whether these layers are linear maps of their plain weights; tried once on a token for each kind of layer."""
+        return all(self._possible(like, layer) for layer in layers)
+
+    def _possible(self, like: Tensor, layer: Any) -> bool:
+        weight: Any = getattr(layer, "weight", None)
+        if type(weight) not in (Tensor, torch.nn.Parameter) or not weight.is_floating_point() or weight.ndim != 2:
+            return False
+        kind = (type(layer), weight.dtype)
+        if kind not in self._known:
+            self._known[kind] = self._tried(like, layer)
+        return self._known[kind]
+
+    def product(self, layer: Any, x: Tensor, *, rows: slice = slice(None), columns: slice = slice(None),
+                bias: bool = True) -> Tensor:  # fmt: skip
+        """x·W[rows, columns]^T, with the bias where asked for: b t d."""
+        with self.weights(layer, x) as (weight, offset):
+            added = offset[rows] if bias and offset is not None else None
+            return torch.nn.functional.linear(x, weight[rows, columns], added)
+
+    def _tried(self, like: Tensor, layer: Any) -> bool:
+        try:
+            token = torch.linspace(-1, 1, layer.in_features, dtype=like.dtype, device=like.device).view(1, 1, -1)
+            whole, ours = type(layer).forward(layer, token).float(), self.product(layer, token).float()
+        except Exception:
+            return False
+        return bool((whole - ours).abs().max() <= TOLERANCE * whole.abs().max())
+
+
+UNCUT = (
+    "the layers that hold both attention and MLP cannot be cut in this weight format: these blocks are skipped whole "
+    "or computed whole"
+)
+TOLERANCE = 0.02
+"""Of the largest value: a layer that computes in fp8 differs by as much, one that scales its weight by more."""
+
+
+class Fusion:
+    """One such block while a model call runs; the sites of its two terms meet here."""
+
+    def __init__(self, part: Fused, layer: int, cut: Cut) -> None:
+        self.part, self.layer, self.cut = part, layer, cut
+        self.sides: dict[str, Side] = {}
+        self.inner_enter, self.inner_leave = part.enter.forward, part.leave.forward
+        self._reused: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The first layer: b t d -> b t (3·width + hidden)."""
+        stream = self.part.streams[0]
+        found = {kind: side.standing(self.layer, stream, x) for kind, side in self.sides.items()}
+        self._reused = attention, mlp = found.get(ATTENTION.kind), found.get(MLP.kind)
+        if attention is None and mlp is None:
+            return self.inner_enter(x)
+        rows, size = 3 * self.part.width, self.part.enter.out_features
+        if attention is not None and mlp is not None:
+            return self._left_out(x.new_zeros(*x.shape[:-1], size))
+        with fail_open(self._session):
+            if self.cut.possible(x, self.part.enter, self.part.leave):
+                if attention is not None:
+                    ran = self.cut.product(self.part.enter, x, rows=slice(rows, None))
+                    return self._left_out(torch.cat((x.new_zeros(*x.shape[:-1], rows), ran), dim=-1))
+                ran = self.cut.product(self.part.enter, x, rows=slice(rows))
+                return self._left_out(torch.cat((ran, x.new_zeros(*x.shape[:-1], size - rows)), dim=-1))
+        self._reused = (None, None)
+        return self.inner_enter(x)
+
+    def leave(self, joined: Tensor) -> Tensor:
+        """The second layer: b t (width + hidden) -> b t d."""
+        (attention, mlp), self._reused = self._reused, (None, None)
+        if attention is None and mlp is None:
+            out = self.inner_leave(joined)
+            with fail_open(self._session):
+                out = self._stored(joined, out)
+            return out
+        if attention is not None and mlp is not None:
+            return attention + mlp
+        result = None
+        with fail_open(self._session):
+            width, stream = self.part.width, self.part.streams[0]
+            if attention is not None:
+                hidden = self.cut.product(self.part.leave, joined[..., width:], columns=slice(width, None))
+                result = attention + self._side_stored(MLP.kind, stream, hidden)
+            elif mlp is not None:
+                result = self._side_stored(ATTENTION.kind, stream, self._attended(joined)) + mlp
+        if result is None:
+            raise Misfit
+        return result
+
+    def _attended(self, joined: Tensor) -> Tensor:
+        width = self.part.width
+        return self.cut.product(self.part.leave, joined[..., :width], columns=slice(width), bias=False)
+
+    def _stored(self, joined: Tensor, out: Tensor) -> Tensor:
+        """Both terms of a computed block's output, to whoever stores them; the output, or a repaired one."""
+        wanted = [kind for kind, side in self.sides.items() if side.records(self.layer)]
+        stream = self.part.streams[0]
+        if self.cut.possible(out, self.part.enter, self.part.leave):
+            if not wanted:
+                return out
+            attended = self._attended(joined)
+            terms = {ATTENTION.kind: attended, MLP.kind: out - attended}
+        elif len(wanted) == len((ATTENTION, MLP)):
+            self._session.recorder.note(UNCUT)
+            terms = {ATTENTION.kind: out.new_zeros(out.shape[0], 1, out.shape[-1]), MLP.kind: out}
+        else:
+            return out
+        repaired = out
+        for kind in wanted:
+            kept = self.sides[kind].stored(self.layer, stream, terms[kind])
+            if kept is not terms[kind]:
+                repaired = repaired + (kept - terms[kind])
+        return repaired
+
+    def _side_stored(self, kind: str, stream: str, term: Tensor) -> Tensor:
+        side = self.sides.get(kind)
+        return side.stored(self.layer, stream, term) if side is not None and side.records(self.layer) else term
+
+    def _left_out(self, result: Tensor) -> Tensor:
+        """Says which terms do not run."""
+        for kind, tensor in zip((ATTENTION.kind, MLP.kind), self._reused, strict=True):
+            if tensor is not None:
+                self.sides[kind].replaced(self.layer, self.part.streams[0], idle=kind == ATTENTION.kind)
+        return result
+
+    @property
+    def _session(self) -> Session:
+        return next(iter(self.sides.values())).session
