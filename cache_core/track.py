@@ -218,7 +218,8 @@ class Track:
             lane = self._lanes[key]
             if not lane.gap or lane.gap[-1].index < step.index:  # a step counts once, however often it is evaluated
                 lane.gap = (*lane.gap, step)
-            parts.append(predictor.predict(lane.trails[unit].history.entries, step, grid, self._figures))
+            history = lane.trails[unit].history.entries
+            parts.append(self._scaled(predictor.predict(history, step, grid, self._figures), history[-1].at))
             self._tell(key, unit, Feature(step, parts[-1]), {}, skipped=True)
         return torch.cat(parts)
 
@@ -304,6 +305,11 @@ class Track:
             self._evidence = {name: keep(figure) for name, figure in figures.items()}
         self._tell(key, unit, new, figures, skipped=False)
         return repair
+
+    def _scaled(self, feature: Tensor, anchor: Step) -> Tensor:
+        """What stands in, times what the gate says of features that were computed at the anchor."""
+        gain = self.verdict.gain if self.verdict is not None else None
+        return feature if gain is None else feature * gain(anchor)
 
     def _tell(self, key: LaneKey, unit: Unit, feature: Feature, figures: Figures, skipped: bool) -> None:
         if self.session.observe is not None:

@@ -166,7 +166,7 @@ def _row(parameter: Parameter) -> str:
 
 def _default(parameter: Parameter) -> str:
     default = parameter.default
-    return f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default)
+    return f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default) or "empty"
 
 
 def help_in(language: str) -> Path:

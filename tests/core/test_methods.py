@@ -150,7 +150,7 @@ def test_dbcache_presets_name_their_blocks() -> None:
         assert (f"F{place.head}B{place.tail}", place.kind) == (name, "trunk")
 
 
-@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.4, 0.8])
 def test_dicache(threshold: float) -> None:
     expected, total, computed = [], 0.0, [0]
     outs = [wander(0)]
@@ -172,6 +172,9 @@ def test_dicache(threshold: float) -> None:
     toy = Toy(METHODS["dicache"](threshold=threshold), probe=head).run()
     assert toy.skipped == expected and len(expected) > 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
+    newest = {i: max(c for c in computed if c < i) for i in expected}
+    mixed = [i for i in expected if not torch.equal(toy.outs[i], wander(newest[i]))]
+    assert mixed or threshold > 0.4, "no skipped step tells the mix from a plain hold"
 
 
 # SeaCache -------------------------------------------------------------------------------------------------------------
@@ -319,6 +322,32 @@ def test_magcache_in_the_engine() -> None:
     unknown = Toy(METHODS["magcache"](), 28).run()
     assert unknown.skipped == [] and "no magnitude curve for identity" in unknown.recorder.notes[0]
     assert Toy(METHODS["magcache"](curve="FLUX.1"), 28).run().skipped
+
+
+@pytest.mark.parametrize("curve", ["FLUX.1", "custom"])
+def test_magcaches_gain_is_the_product_of_the_ratios_since_the_anchor(curve: str) -> None:
+    given = {"curve": curve, "ratios": ", ".join(map(str, CURVES["FLUX.1"].gammas)) if curve == "custom" else ""}
+    eager = {"threshold": 10.0, "max_consecutive": 3, "retention": 0.0, **given}
+    held, grown = (Toy(METHODS["magcache"](**eager, gain=gain), 28).run() for gain in (False, True))
+    assert held.skipped == grown.skipped and len(held.skipped) > 15
+    ratios, anchor = CURVES["FLUX.1"].ratios(levels(28)[:-1]), 0
+    for i in range(28):
+        if i in grown.skipped:
+            product = math.prod(ratios[anchor + 1 : i + 1])
+            assert torch.equal(held.outs[i], wander(anchor)) and abs(product - 1) > 1e-4
+            assert torch.allclose(grown.outs[i], product * wander(anchor), rtol=1e-5)
+        else:
+            anchor = i
+    assert [place.kind for place in grown.method.rules[0].places] == ["trunk"]
+
+
+@pytest.mark.parametrize(("ratios", "words"), [("", "has 0 numbers"), ("1.0", "has 1 numbers"), ("1, x", "no list"),
+                                               ("1, -1, 1", "above 0"), ("1 nan 1", "above 0")])  # fmt: skip
+def test_a_curve_of_ones_own_that_cannot_be_used_is_refused(ratios: str, words: str) -> None:
+    with pytest.raises(CacheError, match=words):
+        METHODS["magcache"](curve="custom", ratios=ratios)
+    with pytest.raises(CacheError, match="use text"):
+        METHODS["magcache"](ratios=3)
 
 
 # AdaCache -------------------------------------------------------------------------------------------------------------
