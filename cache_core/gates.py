@@ -326,7 +326,8 @@ class AllOf(Gate):
         agreed = "below every limit" if limits else "between computed steps"
         only = [verdict.only for verdict in verdicts if verdict.only is not None]
         layers = frozenset.intersection(*only) if only else None
-        return Verdict(not refusal, refusal or agreed, limits, note, self._scores(verdicts, reading), layers)
+        gain = next((verdict.gain for verdict in verdicts if verdict.gain is not None), None)
+        return Verdict(not refusal, refusal or agreed, limits, note, self._scores(verdicts, reading), layers, gain)
 
     def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
         parts = [

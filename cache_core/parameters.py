@@ -21,7 +21,8 @@ from .types import CacheError, Method
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a method. Its kind follows from the default: true or false, whole, a number, or one of `choices`.
+    """A parameter of a method. Its kind follows from the default: true or false, whole, a number, one of `choices`, or
+    text where there are none.
 
     low, high: smallest and largest value; tooltip: what it does, in which direction it trades, typical values; folded:
     among the advanced inputs of a node; late: came behind the node's first release, so that old graphs lack it.
@@ -44,6 +45,9 @@ class Parameter:
         if self.choices:
             if value not in self.choices:
                 raise CacheError(f"{self.name} is {value!r}; use {' or '.join(self.choices)}")
+        elif isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise CacheError(f"{self.name} is {value!r}; use text")
         elif isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise CacheError(f"{self.name} is {value!r}; use true or false")

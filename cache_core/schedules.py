@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -101,21 +101,29 @@ def shrinking(total: int, warmup: int, most: int, least: int) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(Gate):
-    """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` names one of `magnitudes.CURVES`; None:
-    the model's own, if there is one. The two branches of guidance follow the first one's.
+    """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` is one, or names one of
+    `magnitudes.CURVES`; None: the model's own, if there is one. `gain`: what stands in follows the curve too. The two
+    branches of guidance follow the first one's.
     """
 
     limit: float
     most: int
     retention: float
-    curve: str | None = None
+    curve: Curve | str | None = None
+    gain: bool = False
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        curve = CURVES.get(self.curve or calibration.name)
+        curve = self.curve if isinstance(self.curve, Curve) else CURVES.get(self.curve or calibration.name)
         if curve is None or step.schedule is None:
             note = f"there is no magnitude curve for {calibration.name}; name one in curve" if curve is None else ""
             return Verdict(False, "no curve", note=note)
-        return Verdict(step.index in skipped(curve, step.schedule, self.limit, self.most, self.retention), "curve")
+        skip = step.index in skipped(curve, step.schedule, self.limit, self.most, self.retention)
+        return Verdict(skip, "curve", gain=partial(_grown, curve, step) if self.gain else None)
+
+
+def _grown(curve: Curve, now: Step, anchor: Step) -> float:
+    """The product of the ratios from the anchor to this step."""
+    return curve.ratios((anchor.sigma, now.sigma))[1]
 
 
 def skipped(curve: Curve, schedule: Schedule, limit: float, most: int, retention: float) -> frozenset[int]:

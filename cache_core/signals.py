@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .spectrum import content
 from .types import CacheError, Figures, Past, Probe, Signal, Step
 
 
@@ -66,6 +67,24 @@ class ModulatedL1(Signal):
     def _width(self, values: Tensor) -> int:
         """Channels in the low band: floor(r·D), at least one and not all (none where there is only one channel)."""
         return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentL1(Signal):
+    """Relative L1 change of the modulated input's content: each capture behind `spectrum.content` at its own noise
+    level (SeaCache 2602.18993), target tokens only. Without a token grid nothing is filtered. Figure: "d".
+    """
+
+    needs = frozenset({"modulated", "sigma", "grid"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.modulated is None or probe.sigma is None:
+            raise CacheError("ContentL1 needs the modulated input and the noise level; use it at a described trunk")
+        target = probe.modulated[:, : probe.targets]
+        return {"content": target if probe.grid is None else content(target, probe.grid, probe.sigma).to(target.dtype)}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        return {"d": _change(now["content"], before["content"])}
 
 
 def _change(now: Tensor, before: Tensor) -> Tensor:

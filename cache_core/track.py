@@ -260,7 +260,7 @@ class Track:
             if not lane.gap or lane.gap[-1].index < step.index:  # a step counts once, however often it is evaluated
                 lane.gap = (*lane.gap, step)
             history = self._entries(lane, lane.trails[unit].history.entries)
-            parts.append(predictor.predict(history, step, grid, self._figures))
+            parts.append(self._scaled(predictor.predict(history, step, grid, self._figures), history[-1].at))
             self._tell(key, unit, Feature(step, parts[-1]), {}, skipped=True)
         return torch.cat(parts)
 
@@ -374,6 +374,11 @@ class Track:
         if self.rule.store == "device" or facts is None:
             return entries
         return tuple(unpacked(entry, self.rule.store, facts.dtype, facts.device) for entry in entries)
+
+    def _scaled(self, feature: Tensor, anchor: Step) -> Tensor:
+        """What stands in, times what the gate says of features that were computed at the anchor."""
+        gain = self.verdict.gain if self.verdict is not None else None
+        return feature if gain is None else feature * gain(anchor)
 
     def _tell(self, key: LaneKey, unit: Unit, feature: Feature, figures: Figures, skipped: bool) -> None:
         if self.session.observe is not None:

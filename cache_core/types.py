@@ -213,7 +213,7 @@ class Feature:
 class Verdict:
     """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied; `scores` what
     it compared with them, where that is not what was read; `only` the layers that a skip is for (from 0, or backwards
-    from -1), None for all.
+    from -1), None for all; `gain` says what to multiply what stands in with, for a feature computed at that step.
     """
 
     skip: bool
@@ -222,6 +222,7 @@ class Verdict:
     note: str = ""
     scores: Mapping[str, float] | None = None
     only: frozenset[int] | None = None
+    gain: Callable[[Step], float] | None = None
 
 
 # the parts ------------------------------------------------------------------------------------------------------------

@@ -94,6 +94,8 @@ def widget(parameter: Parameter) -> io.Input:
         options["optional"] = True
     if parameter.choices:
         return io.Combo.Input(parameter.name, options=list(parameter.choices), **options)
+    if isinstance(parameter.default, str):
+        return io.String.Input(parameter.name, **options)
     if isinstance(parameter.default, bool):
         return io.Boolean.Input(parameter.name, **options)
     if isinstance(parameter.default, int):

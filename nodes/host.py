@@ -404,6 +404,9 @@ def _start(
             recorder.note(few)
         else:
             warn(session, few)
+    for site in run.sites(bare):
+        if site.obstacle:
+            warn(session, site.obstacle)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:

@@ -185,6 +185,7 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
+    "seacache": _swept("SeaCache", "seacache", "threshold", (0.1, 0.2, 0.3, 0.6, 1.2)),
     "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
     "spectral_halves": _halves(),
     "smoothcache": _swept("SmoothCache", "smoothcache", "alpha", (0.05, 0.1, 0.15, 0.25, 0.4)),

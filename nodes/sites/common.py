@@ -78,6 +78,8 @@ class Site:
     """Something that can stand around a model call. Its own work cannot break the call."""
 
     name: str = ""
+    obstacle: str = ""
+    """Why nothing can be skipped here, found when the site is made; the run then stands down and says so."""
 
     def __init__(self, track: Track, around: Around) -> None:
         self.track, self.around = track, around
