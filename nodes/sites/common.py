@@ -121,7 +121,10 @@ def fail_open(session: Session) -> Iterator[None]:
         yield
     except Exception as error:
         LOG.debug("SpectralCache", exc_info=True)
-        warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
+        what = f"({type(error).__name__}: {error})"
+        if any(what in note for note in session.recorder.notes):  # the place before this one has failed by it, too
+            what = "there in the same way"
+        warn(session, f"caching failed {what}; the run goes on uncached")
 
 
 def probe(

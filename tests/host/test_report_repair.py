@@ -66,8 +66,6 @@ def test_report_20_a_narrow_step_behind_a_wide_gap(host: Any, name: str, cfg: fl
     ("name", "shift"),
     [
         *(("euler", 10.0), ("dpmpp_2m", 3.0), ("dpmpp_2m", 10.0), ("res_multistep", 10.0)),
-        ("ipndm", 10.0),
-        ("dpmpp_2m", 13.0),
     ],
 )
 def test_report_20_shifted_schedules(host: Any, name: str, shift: float) -> None:

@@ -169,8 +169,8 @@ def test_report_21_euler_pp_is_treated_by_what_it_does(host: Any, version: str, 
 @pytest.mark.parametrize(
     ("version", "cfg"),
     [
-        *(("regular", 1.5), ("alternative", 1.5), ("alternative", 3.0)),
-        ("regular", 3.0),
+        ("regular", 1.5),
+        ("alternative", 3.0),
     ],
 )
 def test_report_21_no_worse_than_fewer_steps(host: Any, version: str, cfg: float) -> None:
