@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cache_core import methods
-from cache_core.generators import Guided, masked, misfit, smooth, smoothed, stated
+from cache_core.generators import Guided, masked, measured, misfit, smooth, smoothed, stated
 from cache_core.outputs import NoiseGain
 from cache_core.profile import LARGEST_FILE, Profile, from_bytes, to_bytes
 from cache_core.session import flow_noise
@@ -125,6 +125,10 @@ def test_febs_table_and_gain_follow_the_profile() -> None:
     lost = {State.ATTENTION: 0.01, State.MLP: 0.02, State.BOTH: 0.03}[table[first]]
     assert gains[first] == pytest.approx(1 / (1 - lost))  # the norm that was lost comes back
     assert all(gain == 1 for gain, state in zip(gains, table, strict=True) if not state)
+    world = measured(profile(attention=0.01, mlp=0.02))
+    for state in (State.FULL, State.BOTH):
+        world.advance(0, state)
+    assert world.changes(5, State.ATTENTION) == pytest.approx([0.05] * SAMPLES)  # two lags measured, then in a line
     calm = Guided(profile(attention=0.5, mlp=0.001)).table(0.8)  # attention alone never pays
     assert State.ATTENTION not in calm and State.MLP in calm
     output = methods()["feb_cache"](profile(), scaling="measured").output
