@@ -1,6 +1,6 @@
-"""The methods of Cache Method on the small FLUX and the small Qwen-Image: what must hold for each. Methods with nodes
-of their own go through all tests of the invariants; for the others the same engine is at work, and this is what a
-method could still break.
+"""The methods of Cache Method on a small FLUX and a small Qwen-Image: what must hold for each. Methods with nodes of
+their own go through all tests of the invariants; for the others the same engine is at work, and this is what a method
+could still break.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Family:
 
 @pytest.fixture(scope="module")
 def families(host: Any) -> dict[str, Family]:
+    """Both with random weights: it does not matter here what they paint."""
     qwen = host.tiny.Qwen(host)
-    return {"FLUX": Family(host.model, host.sample), "Qwen-Image": Family(qwen.model, qwen.sample)}
+    return {"FLUX": Family(host.tiny.load("flux")[0], host.sample), "Qwen-Image": Family(qwen.model, qwen.sample)}
 
 
 @pytest.mark.claim("Methods", "each published method, FLUX and Qwen-Image: off and refusing are bit-identical")
