@@ -100,6 +100,39 @@ def shrinking(total: int, warmup: int, most: int, least: int) -> frozenset[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Quadratic(Gate):
+    """About one computed step in `interval`, dense around a share of the run (DeepCache): see `quadratic`."""
+
+    interval: int
+    centre: float
+    power: float
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        count = max(step.total // self.interval, 1)
+        found = quadratic(step.total, count, round(self.centre * step.total), self.power)
+        return Verdict(step.index not in found, "interval")
+
+
+@lru_cache(maxsize=64)
+def quadratic(total: int, count: int, centre: int, power: float) -> frozenset[int]:
+    """DeepCache's steps (released code, sample_from_quad_center): 0, and c + int(Re x_k^p) for x_k, k = 0 .. n, evenly
+    from (-c)^(1/p) to (T - c)^(1/p), the values once each and the smallest and largest left out.
+
+    The first root is complex, and so are the places between; the released code drops the imaginary part. p is lowered
+    by 0.02 until there are `count` of them; where none fits, they are spaced evenly.
+    """
+    while power > 1:
+        first, last = complex(-centre) ** (1 / power), complex(total - centre) ** (1 / power)
+        between = [first + (last - first) * k / count for k in range(count + 1)]
+        places = sorted({int((x**power).real) for x in between})[1:-1]
+        found = {0, *(place + centre for place in places)}
+        if len(places) + 1 == count:
+            return frozenset(found)
+        power -= 0.02
+    return frozenset(i * total // count for i in range(count))
+
+
+@dataclass(frozen=True, slots=True)
 class Magnitude(Gate):
     """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` is one, or names one of
     `magnitudes.CURVES`; None: the model's own, if there is one. `gain`: what stands in follows the curve too. The two

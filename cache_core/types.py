@@ -77,6 +77,10 @@ ATTENTION = Place("attention")
 """The attention of every block, each stream of it by itself, before its gate."""
 MLP = Place("mlp")
 """The MLP of every block, the same way."""
+UNET = Place("unet", head=1, tail=1)
+"""The blocks of a U-Net between the outermost `head` on its way down and `tail` on its way up; what stands in enters
+the first of these.
+"""
 
 Unit = Hashable
 """What a site stores apart: `WHOLE` where it has but one, else a layer, or one stream of it."""

@@ -277,7 +277,7 @@ class Run:
         architecture = architecture_of(model)
         for position, place in enumerate(places):
             site = CALL_SITES.get(place.kind)
-            if site is not None and site.fits(architecture):
+            if site is not None and site.fits(architecture) and site.suits(model):
                 rest = places[position + 1 :]
                 down = partial(self._fall_back, track, model, rest)
                 return site(track, Around(model, architecture, place, recording_open, down, lent, self.one_graph))

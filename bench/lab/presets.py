@@ -193,6 +193,10 @@ OTHERS: Mapping[str, list[Cached]] = {
     "fastercache": _swept("FasterCache (attention)", "fastercache", "interval", (2, 3, 4, 6), start_percent=0.1),
     "profilingdit": _profilingdit(),
     "cfg_cache": _cfg_cache(),
+    "dyncfg_cache": [
+        *_swept("DynCFGCache", "dyncfg_cache", "threshold", (0.02, 0.2)),
+        *_swept("DynCFGCache, difference", "dyncfg_cache", "threshold", (0.15, 0.3, 0.6), stand_in="difference"),
+    ],
     "dicache": _swept("DiCache", "dicache", "threshold", (0.1, 0.2, 0.4, 0.8, 1.6)),
 }
 PRESETS: Mapping[str, list[Cached]] = {
@@ -203,10 +207,18 @@ PRESETS: Mapping[str, list[Cached]] = {
 }
 
 
+ELSEWHERE = ("deepcache",)
+"""Methods for models that the small FLUX is not."""
+NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")
+"""Methods that do nothing at CFG 1."""
+
+
 def method_arms(names: Iterable[str]) -> list[Cached]:
     """Every preset of these methods. Raises `MissingPresets` for one without."""
     arms: list[Cached] = []
     for name in names:
+        if name in ELSEWHERE:
+            continue
         if not PRESETS.get(name):
             raise MissingPresets(
                 f"the bench has no settings for cache_core/methods/{name}.py; add its table to bench/lab/presets.py"

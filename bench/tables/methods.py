@@ -125,6 +125,8 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     kinds = {place.kind for each in rules for place in each.places}
     if "branch" in kinds:
         needs = "CFG above 1"
+    elif "unet" in kinds:
+        needs = "a U-Net (SD1.5, SDXL)"
     else:
         needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
     size = SIZES.get(rules[0].places[0].kind, "model outputs")

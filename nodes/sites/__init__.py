@@ -12,12 +12,12 @@ from .guided import Guided
 from .model import WholeModel
 from .modules import AttentionModules, MlpModules
 from .trunk import Trunk
+from .unet import UNet
 
-_SITES: tuple[type[Site], ...] = (WholeModel, Trunk, Blocks, AttentionModules, MlpModules)
+_SITES: tuple[type[Site], ...] = (WholeModel, Trunk, Blocks, AttentionModules, MlpModules, UNet)
 CALL_SITES: dict[str, type[Site]] = {site.name: site for site in _SITES}
 """Sites around one model call, by the kind of place. `Guided` stands around a whole evaluation, `Branch` around both
 sides of guidance."""
 
 __all__ = ["CALL_SITES", "Around", "Blocks", "Branch", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk",
-           "Unfit", "WholeModel",
-           "fail_open", "warn"]  # fmt: skip
+           "UNet", "Unfit", "WholeModel", "fail_open", "warn"]  # fmt: skip

@@ -89,6 +89,11 @@ class Site:
         """Whether this site can be used on a model that this file describes."""
         return True
 
+    @staticmethod
+    def suits(model: Any) -> bool:
+        """Whether this site can be used on this diffusion model, whatever describes it."""
+        return True
+
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
         """Compute or skip: returns what the model call returns, the denoised latent (b c ...)."""
         raise NotImplementedError

@@ -352,7 +352,7 @@ def test_every_method_has_presets_that_it_accepts() -> None:
     for arm in presets.method_arms(made):
         assert not arm.made().never, arm.name
     families = {arm.method: 0 for arm in presets.method_arms(made)}
-    assert set(families) == set(made)
+    assert set(families) == set(made) - {*presets.ELSEWHERE}
     names = [arm.name for arm in [*presets.method_arms(made), *presets.core_arms(), *presets.control_arms(28)]]
     assert len(set(names)) == len(names)
 
@@ -365,9 +365,11 @@ def test_a_method_without_presets_is_named_with_the_way_out() -> None:
 def test_the_default_grid_is_the_one_in_the_documents() -> None:
     groups = quality_grid.grid(methods())
     assert [(g.steps, g.cfg, len(g.pairs)) for g in groups] == [(28, 3, 24), (28, 1, 6), (20, 3, 6), (50, 3, 6)]
-    assert [len(g.arms) for g in groups[1:]] == [len(methods()) + 1] * 3  # one row a method, and EasyCache
+    rows = len(methods()) - len(presets.ELSEWHERE) + 1  # one a method, and EasyCache
+    assert [len(g.arms) for g in groups[1:]] == [rows - len(presets.NEED_GUIDANCE), rows, rows]
     full = quality_grid.grid(methods(), full=True)
-    assert {len(g.arms) for g in full if g.steps == 28} == {len(groups[0].arms)}
+    idle = len(presets.method_arms(presets.NEED_GUIDANCE))
+    assert [len(g.arms) for g in full if g.steps == 28] == [len(groups[0].arms), len(groups[0].arms) - idle]
     assert all(len(g.pairs) == COUNT for g in full)
 
 

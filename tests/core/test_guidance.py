@@ -160,6 +160,25 @@ def test_how_far_the_sides_are_apart_is_kept_through_skips() -> None:
     assert torch.equal(NoDifference().predict((Feature(at.at(0.5), cond),), at.at(0.4)), torch.zeros_like(cond))
 
 
+@pytest.mark.parametrize(("threshold", "stand_in"), [(0.5, "none"), (1.0, "difference"), (1.6, "none")])
+def test_dyncfg_cache_sums_the_newest_difference(threshold: float, stand_in: str) -> None:
+    d = [float((output(i, "uncond") - output(i, "cond")).abs().mean() / output(i, "cond").abs().mean())
+         for i in range(30)]  # fmt: skip
+    expected, anchor, total = [], 0, 0.0
+    for i in range(1, 29):
+        total += d[anchor]
+        if total < threshold:
+            expected.append(i)
+        else:
+            anchor, total = i, 0.0
+    toy = Toy(METHODS["dyncfg_cache"](threshold=threshold, stand_in=stand_in)).run()
+    assert sorted(toy.derived) == expected and 2 < len(expected) < 27
+    for step, found in toy.derived.items():
+        anchor = max(i for i in range(step) if i not in expected)
+        held = output(anchor, "uncond") - output(anchor, "cond")
+        assert torch.allclose(found, output(step, "cond") + (held if stand_in == "difference" else 0), atol=1e-6)
+
+
 # Auto -----------------------------------------------------------------------------------------------------------------
 
 

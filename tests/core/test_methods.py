@@ -16,7 +16,7 @@ from cache_core import methods
 from cache_core.affine import applied, fitted
 from cache_core.coefficients import IDENTITY, TEACACHE, Calibration, rescale
 from cache_core.magnitudes import CURVES
-from cache_core.schedules import Growing, skipped
+from cache_core.schedules import Growing, quadratic, skipped
 from cache_core.session import Session, flow_noise
 from cache_core.trace import Recorder
 from cache_core.track import Facts, LaneKey
@@ -517,6 +517,33 @@ def test_easycache(name: str, rule: str, threshold: float) -> None:
     assert toy.skipped == expected and (threshold < 0.1 or len(expected) > 3)
 
 
+# DeepCache ------------------------------------------------------------------------------------------------------------
+
+RELEASED = {
+    (50, 10, 15, 1.4): [0, 5, 9, 13, 17, 21, 26, 31, 37, 43],
+    (50, 16, 15, 1.2): [0, 4, 7, 9, 12, 15, 16, 19, 22, 25, 28, 32, 35, 39, 42, 46],
+    (50, 5, 15, 1.4): [0, 9, 17, 26, 37],
+    (28, 9, 8, 1.4): [0, 3, 6, 8, 10, 13, 16, 20, 23],
+}
+"""What the released function gives in numpy, complex roots and all: steps, how many, centre, power."""
+
+
+@pytest.mark.parametrize(("total", "count", "centre", "power"), RELEASED)
+def test_deepcache_has_the_released_quadratic_schedule(total: int, count: int, centre: int, power: float) -> None:
+    expected = RELEASED[total, count, centre, power]
+    assert sorted(quadratic(total, count, centre, power)) == expected
+    params = {"interval": total // count, "schedule": "quadratic", "centre": centre / total, "power": power}
+    toy = Toy(METHODS["deepcache"](**params), total=total).run()
+    assert toy.skipped == [i for i in inner(total) if i not in expected]
+
+
+def test_deepcache_every_n_and_where_the_quadratic_schedule_finds_no_power() -> None:
+    toy = Toy(METHODS["deepcache"](interval=5, branch=2)).run()
+    assert toy.skipped == [i for i in inner() if i % 5]
+    assert (toy.method.rules[0].places[0].head, toy.method.rules[0].places[0].tail) == (3, 3)
+    assert quadratic(4, 4, 1, 1.4) == frozenset(range(4))
+
+
 # what holds for all of them -------------------------------------------------------------------------------------------
 
 
@@ -573,7 +600,8 @@ def test_the_translated_help_has_every_method_and_nothing_left_over(language: st
 def test_the_bench_measures_every_method_from_careful_to_draft() -> None:
     from bench.lab.presets import method_arms
 
-    for name in METHODS:
+    assert [name for name in METHODS if not method_arms([name])] == ["deepcache"]  # the small FLUX is no U-Net
+    for name in METHODS.keys() - {"deepcache"}:
         arms = method_arms([name])
         assert len(arms) >= 4 and len({arm.name for arm in arms}) == len(arms)
         for arm in arms:

@@ -25,6 +25,7 @@ from cache_core.track import Call, Facts, LaneKey, Seen, Track
 from cache_core.types import (
     BRANCH,
     TRUNK,
+    UNET,
     Figures,
     Gate,
     Method,
@@ -40,7 +41,7 @@ from cache_core.types import (
 )  # fmt: skip
 
 LAYERS, STEPS = 3, 12
-ATTENTION, MLP, UNET = Place("attention"), Place("mlp"), Place("unet", head=1, tail=1)
+ATTENTION, MLP = Place("attention"), Place("mlp")
 SCHEDULE = Schedule(tuple(1 - i / STEPS for i in range(STEPS + 1)), flow_noise)
 CPU = torch.device("cpu")
 

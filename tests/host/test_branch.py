@@ -44,6 +44,11 @@ def rows(host: Any) -> Iterator[Callable[[], int]]:
     handle.remove()
 
 
+def dynamic(host: Any, **params: Any) -> Any:
+    """DynCFGCache, which measures how far the sides are apart."""
+    return host.host.attach(host.model, host.core.methods()["dyncfg_cache"](**params), None)
+
+
 def derived_steps(host: Any) -> list[int]:
     return [e["step"] for e in host.trace()["evaluations"] if e["derived"]]
 
@@ -103,6 +108,16 @@ def test_the_invariants_on_samplers(host: Any, sampler: str) -> None:
     out = host.sample(fast, **options)
     assert set(derived_steps(host)) == {1, 2, 4, 5, 7} and torch.isfinite(out).all() and not torch.equal(out, plain)
     assert torch.equal(host.sample(fast, **options), out)  # nothing is left over from the first run
+
+
+def test_a_measured_distance_decides(host: Any, rows: Any) -> None:
+    options = {"cfg": 3.0, "steps": STEPS, "size": SIZE}
+    plain, all_rows = host.sample(host.model, **options), rows()
+    assert torch.equal(host.sample(dynamic(host, threshold=1e-6), **options), plain) and rows() == all_rows
+    first = host.trace()["evaluations"][1]
+    assert first["scores"]["d"] > 0 and (first["reason"], first["limits"]["sum"]) == ("threshold", 1e-6)
+    host.sample(dynamic(host, threshold=2.5 * first["scores"]["d"], stand_in="difference"), **options)
+    assert derived_steps(host)[:2] == [1, 2] and rows() == all_rows - len(derived_steps(host))
 
 
 def test_nothing_is_held_after_a_run(host: Any, remains: Any) -> None:

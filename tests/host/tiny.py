@@ -114,7 +114,39 @@ LOADED = {
     "sd3": ("comfy.ldm.modules.diffusionmodules.mmdit", "MMDiT", SD3, CONTEXT, (1, 16, 8, 8)),
 }
 """family: module, class, arguments, text width, latent shape (b c ...)."""
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "image_size": 32,
+    "use_checkpoint": False,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 2],
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "use_linear_in_transformer": False,
+    "context_dim": CONTEXT,
+    "num_heads": 8,
+    "adm_in_channels": None,
+}
+SDXL = UNET | {
+    "model_channels": 64,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "use_linear_in_transformer": True,
+    "num_heads": -1,
+    "num_head_channels": 64,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
 BUILT = {
+    "sd15": ("SD15", UNET, CONTEXT, (1, 4, 8, 8)),
+    "sdxl": ("SDXL", SDXL, CONTEXT, (1, 4, 8, 8)),
     "next_dit": ("Lumina2", NEXT_DIT, CONTEXT, (1, 16, 8, 8)),
     "chroma": ("Chroma", CHROMA, CONTEXT, (1, 16, 8, 8)),
 }
