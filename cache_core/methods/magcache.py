@@ -20,7 +20,8 @@ from ..types import MODEL, TRUNK, Gate, Method, Rule, Signal
 
 PARAMETERS = (
     Parameter("threshold", 0.1, "How much error of the magnitude may build up. Higher: faster, further from the "
-              "original picture. The authors': FLUX 0.24, Kontext 0.05, Qwen-Image 0.10; 0 switches the node off.", high=10),
+              "original picture. The authors': FLUX 0.24, Kontext 0.05, Qwen-Image 0.10; 0 switches the node off.",
+              high=10),
     Parameter("max_consecutive", 3, "At most this many steps skipped in a row (the paper's K). Higher: faster, errors "
               "add up. The authors': FLUX 5, Kontext 4, Qwen-Image 2; 0 switches the node off.", high=1000),
     Parameter("retention", 0.2, "This share of the first steps is always computed. Higher: slower, composition closer "
