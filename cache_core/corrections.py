@@ -13,6 +13,14 @@ from .types import Correction, Feature, Step
 
 
 @dataclass(frozen=True, slots=True)
+class Debt:
+    """What a sampler has drifted by and has not been paid back (in units of the latent), and the widest step of it."""
+
+    amount: Tensor
+    widest: float
+
+
+@dataclass(frozen=True, slots=True)
 class Repay(Correction):
     """Predictor-corrector: a skipped step's forecast is an extrapolation; once the next step is computed, the same
     place can be interpolated, and the difference is what the sampler has drifted by. The computed step pays it back.
@@ -23,9 +31,15 @@ class Repay(Correction):
     so that a step of dx = F dsigma lands where interpolated steps would have led. It is the corrector of a linear
     multistep method (Adams-Moulton after Adams-Bashforth; UniC in UniPC, arXiv 2302.04867, sec. 3.1), with the forecast
     as its predictor and no evaluation more.
+
+    A narrow step behind a wide gap would have to pay many times what it is itself. No payment of a row is more than
+    `most` times its feature, and a step pays a share of the debt that grows with its width: whole where it is at least
+    `narrow` times as wide as the widest it pays for. The rest is left to the steps behind it.
     """
 
     points: int = 3
+    most: float = 3.0
+    narrow: float = 0.5
 
     def repair(
         self,
@@ -48,3 +62,26 @@ class Repay(Correction):
         for share, entry in zip(shares, used, strict=True):
             total.add_(entry.value, alpha=share)
         return total
+
+    def bounded(
+        self, repair: Tensor | None, debt: Debt | None, new: Feature, gap: tuple[Step, ...], now: Step
+    ) -> tuple[Tensor | None, Debt | None]:
+        """What this step pays of its repair and of an older debt, and what is left."""
+        if now.width <= 0:
+            return repair, debt
+        widest = max([step.width for step in gap] + ([debt.widest] if debt else []), default=now.width)
+        if debt is not None:
+            owed = debt.amount.float() / now.width
+            repair = owed if repair is None else repair + owed
+        assert repair is not None
+        share = min(now.width / (self.narrow * widest), 1.0)
+        paid = _limited(repair * share if share < 1 else repair, new.value, self.most)
+        return paid, Debt((repair - paid) * now.width, widest) if share < 1 else None
+
+
+def _limited(repair: Tensor, feature: Tensor, most: float) -> Tensor:
+    """No row longer than `most` times the feature's: b n d."""
+    dims = tuple(range(1, repair.dim()))
+    length = repair.square().sum(dims, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    allowed = feature.float().square().sum(dims, keepdim=True)
+    return repair * (most * (allowed / length).sqrt()).clamp(max=1.0)

@@ -67,7 +67,7 @@ class Between(Gate):
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         if step.index < self.warmup:
             return Verdict(False, "warm-up")
-        return Verdict(step.index < step.total - self.last, "last steps")
+        return Verdict(step.open or step.index < step.total - self.last, "last steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,18 +215,22 @@ class Budget(Gate):
         spent = int(reading["spent"]) if anchor >= 0 else step.index  # a run taken over on the way was computed so far
         estimate = _estimate(reading, step)
         scores = {} if estimate is None else {ESTIMATE: estimate}
-        limits = {BUDGET: float(self.steps(step.total)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
+        limits = {BUDGET: float(self.steps(step.expected)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
         reason = self._reason(anchor, spent, step, estimate, _stride(reading))
         return Verdict(not reason, reason or "within the budget", limits, scores=scores)
 
     def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
         """Why this evaluation is computed, or an empty string."""
-        end = step.total - self.keep_last
+        end = step.expected - self.keep_last
         if step.index < self.keep_first or step.index >= end:
             return "kept"
-        left = self.steps(step.total) - spent - (self.keep_last - 1)
+        left = self.steps(step.expected) - spent - (self.keep_last - 1)
         if step.index <= anchor or step.index >= following(anchor, left, end, stride):
             return "placed"
+        return self._doubt(estimate)
+
+    def _doubt(self, estimate: float | None) -> str:
+        """Whether the estimated error is too large."""
         if not self.tolerance:
             return ""
         if estimate is None:

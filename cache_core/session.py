@@ -18,19 +18,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .course import OTHER_SIZE, SIGMA_ROSE, Course
+from .motion import Motion
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
 from .track import Call, Evaluation, LaneKey, Observe, Track
-from .types import SIGMA_TOLERANCE, CacheError, Method, Schedule, Step, Verdict
+from .types import BUDGET, CacheError, Figures, Method, Schedule, Step, Verdict
 
 
 class Session:
     """One run. `schedule`: its noise levels; `keep` makes every tensor that outlives a forward; `corrects` is False
     where the sampler does not take what it is told times a difference of sigmas, so that nothing can be paid back;
-    `observe` is told of every feature, computed or standing in.
+    `observe` is told of every feature, computed or standing in; `has_float64` says whether a device can hold
+    accumulators; `measures`: whether the sampler's own moves can be seen between evaluations (`motion`).
     """
 
     def __init__(
@@ -41,27 +45,105 @@ class Session:
         keep: Callable[[Tensor], Tensor] = torch.clone,
         corrects: bool = True,
         observe: Observe | None = None,
+        has_float64: Callable[[torch.device], bool] = lambda device: True,
+        measures: bool = False,
     ) -> None:
         if not method.rules:
             raise CacheError(f"{method.name} has no rule, so there is nothing to run")
         self.method, self.schedule, self.recorder = method, schedule, recorder
-        self.keep, self.corrects, self.observe = keep, corrects, observe
+        self.keep, self.observe, self.has_float64 = keep, observe, has_float64
+        self.told_to_correct = corrects
         self.active = not method.never
+        self.motion = Motion(keep, measures) if self.active else None
+        self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
-        self._stages: dict[int, int] = {}
-        self._previous_sigma: float | None = None
+        self.course = Course(schedule)
+        self.too_short = False
         self._skipped = False
         self._unread: list[tuple[Record, Tensor]] = []
 
     @property
     def revisits(self) -> bool:
         """Whether the sampler evaluates steps more than once."""
-        return max(self._stages.values(), default=0) > 1
+        return self.course.revisits
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a repair reaches its aim: not where the sampler was seen to add noise of its own, or is said to as
+        long as nothing was seen.
+        """
+        if self.motion is None or not self.motion.measured:
+            return self.told_to_correct
+        return not self.motion.stochastic
 
     def begin(self, sigma: Tensor) -> None:
         """Start an evaluation at `sigma` (any shape, its first element counts; read later)."""
-        self.evaluation = Evaluation(sigma.flatten()[0], Stopwatch(sigma.device), self._previous_sigma)
+        self.evaluation = Evaluation(sigma.flatten()[0], Stopwatch(sigma.device))
+
+    def look(self, x: Tensor) -> None:
+        """See what the sampler has come to in the evaluation that has begun."""
+        evaluation = self.evaluation
+        if evaluation is None or not self.active:
+            return
+        if self.course.other_size(tuple(x.shape)):
+            evaluation.apart = OTHER_SIZE
+        elif self.motion is not None:
+            self.motion.arrive(x, evaluation.sigma)
+
+    def answer(self, x: Tensor, denoised: Tensor) -> None:
+        """See what the sampler is told: the result of the evaluation that is about to end."""
+        evaluation = self.evaluation
+        if evaluation is None or not self.active or self.motion is None or evaluation.apart:
+            return
+        if not any(track.verdict is not None and track.verdict.skip for track in self.tracks):
+            self.motion.computed(x, denoised, evaluation.sigma)
+            self.motion.leave(x, denoised, evaluation.sigma)
+
+    @property
+    def alarm(self) -> str:
+        """Why the run has to be left alone from here on, or an empty string."""
+        if self.motion is None:
+            return ""
+        if self.motion.repeats:
+            return ANOTHER_CACHE
+        if self.rolled:
+            return ROLLED
+        return THROWN_AWAY if self.motion.gone > THROWN else ""
+
+    @property
+    def rolled(self) -> bool:
+        """Whether the model is shown other parts of the picture from one evaluation to the next."""
+        parts = self.parts
+        return parts is not None and parts.gone > ELSEWHERE and not (self.motion and self.motion.stochastic)
+
+    def look_at_part(self, x: Tensor) -> None:
+        """See the first model call's latent, where something hands the picture over in parts."""
+        evaluation = self.evaluation
+        if self.parts is not None and evaluation is not None and not evaluation.apart and len(evaluation.calls) == 1:
+            self.parts.arrive(x, evaluation.sigma)
+
+    def answer_part(self, x: Tensor, denoised: Tensor) -> None:
+        """See the first model call's result."""
+        evaluation = self.evaluation
+        if self.parts is not None and evaluation is not None and not evaluation.apart and len(evaluation.calls) == 1:
+            self.parts.leave(x, denoised, evaluation.sigma)
+
+    def read(self, reading: dict[str, float]) -> None:
+        """Take out of what was read what the run itself has asked for."""
+        for motion in self._motions():
+            motion.read(reading)
+
+    def figures(self) -> Figures:
+        """What the run itself wants read."""
+        return {name: figure for motion in self._motions() for name, figure in motion.figures().items()}
+
+    def in_parts(self) -> None:
+        """Something around the model hands it the picture in parts: watch whether they are the same ones."""
+        self.parts = Motion(self.keep, True, "part ", once=True)
+
+    def _motions(self) -> list[Motion]:
+        return [motion for motion in (self.motion, self.parts) if motion is not None]
 
     def open_all(self, key: LaneKey, rows: int) -> Call:
         """Open the evaluation as a whole, before any of its model calls, as one lane."""
@@ -88,32 +170,35 @@ class Session:
             self.evaluation.spared += rows
 
     def open(self, keys: Sequence[LaneKey], rows: Sequence[slice]) -> Call:
-        """Open a model call. One that repeats a conditioning of this evaluation bypasses the cache."""
-        call = Call(tuple(keys), tuple(rows))
+        """Open a model call. The n-th repeat of a conditioning in one evaluation (tiles, further passes of a guider) is
+        a lane of its own.
+        """
         evaluation = self.evaluation
         if evaluation is None:  # a model call outside any denoiser evaluation
-            call.bypass = True
-            return call
-        call.bypass = len({key.conditioning for key in keys}) < len(keys)
-        call.bypass |= any(key.conditioning in evaluation.seen for key in keys)
+            return Call(tuple(keys), tuple(rows), bypass=True)
+        call = Call(tuple(self._numbered(evaluation, key) for key in keys), tuple(rows))
         evaluation.calls.append(call)
-        if not call.bypass:
-            evaluation.seen.update((key.conditioning, key) for key in keys)
         return call
+
+    @staticmethod
+    def _numbered(evaluation: Evaluation, key: LaneKey) -> LaneKey:
+        repeat = evaluation.seen.get(key.conditioning, 0)
+        evaluation.seen[key.conditioning] = repeat + 1
+        return replace(key, repeat=repeat)
 
     def locate(self, sigma: float) -> Step:
         """Where the evaluation in progress stands. Counts it as a visit of its step, once."""
         evaluation = self.evaluation
-        if evaluation is not None and evaluation.step is not None:
-            return evaluation.step
-        index = self.schedule.index(sigma)
-        stage = self._stages.get(index, 0)
-        self._stages[index] = stage + 1
-        step, self._previous_sigma = self.schedule.at(sigma, stage), sigma
-        if evaluation is not None:
-            before = evaluation.before
-            evaluation.step, evaluation.rising = step, before is not None and sigma > before * (1 + SIGMA_TOLERANCE)
-        return step
+        if evaluation is None:
+            return self.course.visit(sigma, ordered=False).step
+        if evaluation.step is None:
+            stand = self.course.visit(sigma, ordered=True, apart=evaluation.apart)
+            evaluation.step, evaluation.apart, evaluation.shown = stand.step, stand.apart, sigma
+            if stand.again:
+                evaluation.again = True
+                for track in self.tracks:
+                    track.begin_again()
+        return evaluation.step
 
     def adjusted(self, x: Tensor, denoised: Tensor) -> Tensor:
         """What the method makes of an evaluation's result; the result itself while the run has skipped nothing."""
@@ -143,26 +228,53 @@ class Session:
         """Compute everything from here on and free what is held; returns whether the sentence is new."""
         self.active = False
         self.recorder.stood_down = True
-        for track in self.tracks:
-            track.clear()
+        self._free()
         return self.recorder.note(why)
 
     def close(self) -> None:
-        """Free everything. Locates the evaluations whose sigma nobody had to read while sampling."""
+        """End the run and free everything."""
+        self.pause()
+        self._free()
+
+    def go_on(self, levels: Sequence[float], recorder: Recorder, corrects: bool) -> None:
+        """Take up a paused run at the first of these noise levels, where it has stopped: both are one run. One that
+        does not end without noise is not the last.
+        """
+        done = self.schedule.sigmas[:-1]
+        self.schedule = replace(self.schedule, sigmas=(*done, *levels), open=levels[-1] > 0)
+        self.course, self.recorder = Course(self.schedule, len(done)), recorder
+        self.told_to_correct, self.too_short, self.active = corrects, False, True
+
+    def pause(self) -> None:
+        """End the run, but hold what the next one needs to go on with it. Locates the evaluations whose sigma nobody
+        had to read while sampling.
+        """
         self.evaluation = None
         if self._unread:
             sigmas = torch.stack([sigma for _, sigma in self._unread]).tolist()
             for (record, _), sigma in zip(self._unread, sigmas, strict=True):
                 step = self.locate(sigma)
-                record.step, record.stage, record.sigma = step.index, step.stage, step.sigma
+                record.step, record.stage, record.sigma = step.index - self.course.first, step.stage, step.sigma
         self._unread.clear()
+        records = self.recorder.records
+        rose = sum(record.reason == SIGMA_ROSE for record in records)
+        if self.active and rose > 1 and any(BUDGET in record.limits for record in records):
+            self.recorder.note(
+                f"the sampler goes back up in noise within its steps; these {rose} evaluations are computed beyond the "
+                "budget"
+            )
+        self.active = False
+
+    def _free(self) -> None:
         for track in self.tracks:
             track.clear()
-        self.active = False
+        for motion in self._motions():
+            motion.clear()
 
     def bytes(self) -> int:
         """Memory held now, in bytes."""
         held = {id(t): t for track in self.tracks for t in track.tensors()}
+        held |= {id(t): t for motion in self._motions() for t in motion.tensors()}
         return sum(t.numel() * t.element_size() for t in held.values())
 
     def _deciding(self) -> list[Track]:
@@ -173,6 +285,7 @@ class Session:
         deciding = self._deciding()
         verdicts = [track.verdict for track in deciding if track.verdict is not None]
         idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
+        idle = evaluation.apart or idle
         verdict = next((v for v in verdicts if v.skip), verdicts[0] if verdicts else Verdict(False, idle))
         ran = sum(_rows(call) * (1.0 - _whole(call.left_out)) for call in evaluation.calls)
         rows = self.called() + evaluation.spared
@@ -181,10 +294,10 @@ class Session:
         action = COMPUTED if not verdict.skip else PARTIAL if work else SKIPPED
         step = evaluation.step
         return Record(
-            step=step.index if step else 0,
+            step=step.index - self.course.first if step else 0,
             stage=step.stage if step else 0,
-            sigma=step.sigma if step else float("nan"),
-            lanes=len(evaluation.seen),
+            sigma=evaluation.shown if step else float("nan"),
+            lanes=sum(evaluation.seen.values()),
             calls=len(evaluation.calls),
             action=action,
             skip=verdict.skip,
@@ -216,5 +329,10 @@ def plain_noise(sigma: float) -> float:
     return math.log(sigma + LEAST)
 
 
+ANOTHER_CACHE = "the model gives one result for different inputs, as another cache does; remove one of the two"
+THROWN, ELSEWHERE = 0.9, 0.3
+"""Shares of a latent that is thrown away: by a sampler that makes it anew, by a look at another part of the picture."""
+ROLLED = "the model is shown other parts of the picture at every step, so nothing is known of the next ones"
+THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step: a forecast would show as grain"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
 """Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +95,8 @@ class Recorder:
     cache_bytes: int = 0
     stood_down: bool = False
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unheard: Callable[[str], bool] = lambda text: True
+    """Whether a sentence is new to the user, who may have been told by an earlier run of the same node."""
 
     def note(self, text: str) -> bool:
         """Add a sentence once; returns whether it was new."""
@@ -134,12 +137,16 @@ def speedup(records: Collection[Record]) -> dict[str, float | None]:
     evaluations = n / work done; wall = n · (median seconds of a computed evaluation) / (seconds of all), the first
     evaluation (warm-up, compilation) left out. None where there is nothing to measure.
     """
-    work = sum(record.work for record in records)
-    timed = [(record, record.seconds) for record in list(records)[1:] if record.seconds is not None]
-    computed = [seconds for record, seconds in timed if record.action == COMPUTED]
-    total = sum(seconds for _, seconds in timed)
+    return _speedup_of([{"work": r.work, "seconds": r.seconds, "action": r.action} for r in records])
+
+
+def _speedup_of(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    work = sum(e["work"] for e in evaluations)
+    timed = [e for e in evaluations[1:] if e["seconds"] is not None]
+    computed = [e["seconds"] for e in timed if e["action"] == COMPUTED]
+    total = sum(e["seconds"] for e in timed)
     wall = len(timed) * statistics.median(computed) / total if computed and total > 0 else None
-    return {"evaluations": len(records) / work if work else None, "wall": wall}
+    return {"evaluations": len(evaluations) / work if work else None, "wall": wall}
 
 
 def estimated_error(evaluations: Iterable[Mapping[str, Any]]) -> float | None:
@@ -163,7 +170,8 @@ def measured_speedup(trace: Trace) -> float:
 
 def summary(trace: Trace) -> str:
     """One line: "SpectralCache: 28 steps, 13 skipped, 1.79x, 50 MB"."""
-    parts = [f"{trace['method']}: {trace['steps']} steps", f"{trace['skipped']} skipped"]
+    runs = f"{trace['runs']} runs, " if "runs" in trace else ""
+    parts = [f"{trace['method']}: {runs}{trace['steps']} steps", f"{trace['skipped']} skipped"]
     if trace["partial"]:
         parts.append(f"{trace['partial']} in part")
     if trace["skipped"] + trace["partial"]:  # else a measured figure would only show how steady the clock is
@@ -194,7 +202,7 @@ def report(trace: Trace) -> str:
     if reasons:
         lines.append("Computed because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))
     lines += [f"{name} decided alone: {count}" for name, count in trace.get("counted", {}).items()]
-    if evaluations:
+    if evaluations and "runs" not in trace:
         steps = {e["step"] for e in evaluations if e["action"] != SKIPPED}
         asked = next((e["limits"][BUDGET] for e in evaluations if BUDGET in e["limits"]), None)
         wanted = "" if asked is None else f", {asked:g} asked for"
@@ -267,25 +275,83 @@ def _cell(score: float | None, limit: float | None) -> str:
     return _number(score) if limit is None else f"{_number(score)}/{_number(limit)}"
 
 
-class RunBook:
-    """The newest finished traces of this process. The only mutable object beside the session; safe across threads."""
+Where = tuple[Any, Any, Any]
+"""Prompt, sampling node, number in the list that the node runs over."""
 
-    def __init__(self, size: int = 16) -> None:
-        self._traces: deque[Trace] = deque(maxlen=size)
+
+def where(run: Mapping[str, Any]) -> Where:
+    return (run["prompt"], run["node"], run.get("item", 0))
+
+
+class RunBook:
+    """The newest finished traces of this process, so many of each sampling node in each prompt. The only mutable object
+    beside the session; safe across threads.
+    """
+
+    def __init__(self, size: int = 48, nodes: int = 64) -> None:
+        self._size, self._nodes = size, nodes
+        self._traces: OrderedDict[Where, deque[Trace]] = OrderedDict()
+        self._counts: Counter[Where] = Counter()
+        self._said: deque[tuple[Any, Any, str]] = deque(maxlen=nodes)
         self._lock = threading.Lock()
 
     def publish(self, trace: Trace) -> None:
         """Add a finished trace; `run.index` becomes its number among the runs of the same prompt and node."""
         with self._lock:
-            place = (trace["run"]["prompt"], trace["run"]["node"])
-            same = [t["run"]["index"] for t in self._traces if (t["run"]["prompt"], t["run"]["node"]) == place]
-            trace["run"]["index"] = max(same, default=-1) + 1
-            self._traces.append(trace)
+            place = where(trace["run"])
+            trace["run"]["index"] = self._counts[place]
+            self._counts[place] += 1
+            self._traces.setdefault(place, deque(maxlen=self._size)).append(trace)
+            self._traces.move_to_end(place)
+            while len(self._traces) > self._nodes:
+                oldest, _ = self._traces.popitem(last=False)
+                del self._counts[oldest]
 
     def newest(self, wanted: Callable[[Trace], bool]) -> Trace | None:
-        """The newest trace that `wanted` accepts, or None."""
+        """The newest trace that `wanted` accepts, or None: of the node that ran last, its last run."""
         with self._lock:
-            return next((trace for trace in reversed(self._traces) if wanted(trace)), None)
+            found = (trace for runs in reversed(self._traces.values()) for trace in reversed(runs))
+            return next((trace for trace in found if wanted(trace)), None)
+
+    def beside(self, trace: Trace) -> list[Trace]:
+        """All runs of the same prompt, node and item that are remembered, oldest first."""
+        with self._lock:
+            return list(self._traces.get(where(trace["run"]), ()))
+
+    def unheard(self, run: Mapping[str, Any], sentence: str) -> bool:
+        """Whether a node has not said this yet in this prompt (numbers aside); from now on it has. Outside a prompt all
+        is new.
+        """
+        if run["prompt"] is None:
+            return True
+        with self._lock:
+            said = (run["prompt"], run["node"], re.sub(r"\d+|s\b", "", sentence))
+            if said in self._said:
+                return False
+            self._said.append(said)
+            return True
 
     def __len__(self) -> int:
-        return len(self._traces)
+        return sum(len(runs) for runs in self._traces.values())
+
+
+def together(traces: Sequence[Trace]) -> Trace:
+    """The runs of one node as one: evaluations in order, sums, and every sentence once. One run stays as it is."""
+    newest = traces[-1]
+    if len(traces) == 1:
+        return newest
+    evaluations = [e for trace in traces for e in trace["evaluations"]]
+    counted = [name for trace in traces for name in trace["counted"]]
+    states = [trace["state"] for trace in traces]
+    return {
+        **newest,
+        "runs": len(traces),
+        "state": next((state for state in states if state != "done"), "done"),
+        "steps": sum(trace["steps"] for trace in traces),
+        "evaluations": evaluations,
+        **{action: sum(trace[action] for trace in traces) for action in (COMPUTED, SKIPPED, PARTIAL)},
+        "speedup": _speedup_of(evaluations),
+        "cache_bytes": max(trace["cache_bytes"] for trace in traces),
+        "notes": list(dict.fromkeys(note for trace in traces for note in trace["notes"])),
+        "counted": {name: sum(trace["counted"].get(name, 0) for trace in traces) for name in dict.fromkeys(counted)},
+    }

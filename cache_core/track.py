@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .coefficients import Calibration
+from .corrections import Debt
+from .course import SIGMA_ROSE
 from .history import History
 from .trace import Stopwatch
 from .types import WHOLE, Feature, Figures, Grid, Past, Probe, Rule, Step, Unit, Verdict
@@ -39,18 +41,25 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class LaneKey:
-    """One conditioning chunk: which it is (model, device, position, uuid, window), and the foreign patches on it."""
+    """One conditioning chunk: which it is (model, device, position, uuid, window), the foreign patches on it, what
+    other packs say of the call (simple values of options of theirs), and which of its repeats in one evaluation.
+    """
 
     conditioning: Hashable
     patches: Hashable = ()
+    flags: Hashable = ()
+    repeat: int = 0
 
 
 @dataclass(slots=True)
 class Trail:
-    """What is kept of one unit of a lane. repair: the correction of a step that is computed more than once."""
+    """What is kept of one unit of a lane. repair: the correction of a step that is computed more than once; debt: what
+    is still to be paid back.
+    """
 
     history: History
     repair: tuple[int, Tensor] | None = None
+    debt: Debt | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +96,8 @@ class Lane:
                 yield from (entry.value, *entry.learned.values())
             if trail.repair:
                 yield trail.repair[1]
+            if trail.debt:
+                yield trail.debt.amount
 
 
 @dataclass(slots=True, eq=False)
@@ -101,16 +112,18 @@ class Call:
 
 @dataclass(slots=True)
 class Evaluation:
-    """The evaluation in progress. `before` is the sigma of the one before it, `beside` what was opened beside its model
-    calls, `spared` the rows of model calls that were not made because a result was derived instead.
+    """The evaluation in progress. apart: why it belongs to no step, or nothing (`course`); again: the schedule starts
+    again here; shown: the noise level that the model is shown; beside: what was opened beside its model calls; spared:
+    the rows of model calls that were not made because a result was derived instead.
     """
 
     sigma: Tensor
     watch: Stopwatch
-    before: float | None
     step: Step | None = None
-    rising: bool = False
-    seen: dict[Hashable, LaneKey] = field(default_factory=dict)
+    apart: str = ""
+    again: bool = False
+    shown: float = 0.0
+    seen: dict[Hashable, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     whole: Call | None = None
     beside: list[Call] = field(default_factory=list)
@@ -165,6 +178,10 @@ class Track:
         if evaluation is None or call.bypass or not self.session.active:
             return False
         self._entered.append(call)
+        if evaluation.apart and self.verdict is None:
+            self.verdict = Verdict(False, evaluation.apart)
+        if evaluation.apart:
+            return False
         lanes = [self._lanes.setdefault(key, Lane()) for key in call.keys]
         looks = [self.rule.signal.look(probe(rows)) for rows in call.rows]
         obstacles = [lane.obstacle(facts, self.rule.predictor.ready) for lane in lanes]
@@ -173,7 +190,7 @@ class Track:
         skip = self.verdict.skip and not any(obstacles)
         for lane, look in zip(lanes, looks, strict=True):
             lane.rests = 0
-            if evaluation.rising:
+            if self._apart():  # which may have been found out by the decision
                 continue
             if lane.facts != facts:
                 lane.restart()
@@ -182,6 +199,10 @@ class Track:
             if not skip:
                 lane.computed_past = dict(lane.past) if self.rule.signal.reference == "computed" else {}
         return skip
+
+    def _apart(self) -> str:
+        evaluation = self.session.evaluation
+        return evaluation.apart if evaluation is not None else ""
 
     def reached(self, call: Call) -> bool:
         """Whether this call was entered in this evaluation."""
@@ -195,6 +216,25 @@ class Track:
         if self.session.evaluation is not None and self.verdict is None:
             self.verdict = Verdict(False, reason)
             self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+
+    def reset(self, call: Call | None = None) -> None:
+        """Forget everything, this evaluation's decision too unless an earlier call has followed a skip: another place
+        of the rule begins anew, in this same evaluation (with `call`, where there is one).
+        """
+        if call is not None:
+            call.left_out = 0.0
+        if self.verdict is not None and not any(earlier.left_out for earlier in self._entered):
+            self.verdict = None
+        self._entered.clear()
+        self._lanes.clear()
+        self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.reset(call)
+
+    def explain(self, reason: str) -> None:
+        """Why this evaluation is computed, where the site knows better."""
+        if self.verdict is not None and not self.verdict.skip:
+            self.verdict = replace(self.verdict, reason=reason)
 
     def holds(self, call: Call, unit: Unit) -> bool:
         """Whether every lane of the call has what is needed to skip this unit."""
@@ -232,7 +272,7 @@ class Track:
         Returns what is to be added to the feature before the model goes on with it (b t d, a new tensor), or None.
         """
         evaluation = self.session.evaluation
-        if evaluation is None or evaluation.step is None or evaluation.rising or call not in self._entered:
+        if evaluation is None or evaluation.step is None or evaluation.apart or call not in self._entered:
             return None
         repairs: list[Tensor | None] = []
         for key, rows in zip(call.keys, call.rows, strict=True):
@@ -253,7 +293,8 @@ class Track:
 
     def end(self) -> None:
         """The evaluation is over: what is not needed any more goes. One that an outer skip left out changes nothing."""
-        if self._entered:
+        evaluation = self.session.evaluation
+        if self._entered and not (evaluation and evaluation.apart):
             for key, lane in list(self._lanes.items()):
                 lane.gap, lane.stored = () if lane.stored else lane.gap, False
                 lane.rests += 1  # 0 while it is entered
@@ -263,6 +304,14 @@ class Track:
         self._entered.clear()
         for part in self.parts.values():
             part.end()
+
+    def begin_again(self) -> None:
+        """The schedule starts again: nothing is forecast from one pass into the next, and the budget is a new one."""
+        for lane in self._lanes.values():
+            lane.restart()
+        self._ledger, self._evidence, self._leader, self.consecutive = {}, {}, None, 0
+        for part in self.parts.values():
+            part.begin_again()
 
     def clear(self) -> None:
         """Free everything."""
@@ -292,6 +341,9 @@ class Track:
         correction = self.rule.correction if self.session.corrects else None
         if correction is not None and lane.gap and history:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
+        if correction is not None and (repair is not None or trail.debt) and trail.repair is None:
+            repair, debt = correction.bounded(repair, trail.debt, new, lane.gap, step)
+            trail.debt = debt and replace(debt, amount=keep(debt.amount))
         learned, figures = predictor.learn(before, new, grid)
         new = replace(new, learned={name: keep(tensor) for name, tensor in learned.items()})
         trail.history, trail.repair = trail.history.push(new), None
@@ -327,23 +379,30 @@ class Track:
             figures |= self._evidence
             figures |= signal.score(look, lane.computed_past if signal.reference == "computed" else lane.past)
         self._figures = figures
+        if evaluation.step is None:
+            figures = {**figures, **self.session.figures()}
         if home != evaluation.sigma.device:
-            figures = {name: _scalar(value, home) for name, value in _read(figures).items()}
+            wide = self.session.has_float64(evaluation.sigma.device)
+            figures = {name: _scalar(value, home) for name, value in _read(figures, wide).items()}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
         reading = _read({**figures, **advanced})
+        self.session.read(reading)
         step = evaluation.step or self.session.locate(reading.pop("sigma"))
-        crossed = self._crossed(lane, step) and not evaluation.rising
+        if evaluation.again:
+            advanced = {n: _scalar(v, home) for n, v in gate.start().items()}
+            reading, obstacle = dict(gate.start()), "the schedule starts again"
+        crossed = not evaluation.apart and self._crossed(lane, step)
         obstacle = obstacle or ("conditioning changed" if crossed else "")
         if obstacle:
             self._evidence = {}
         verdict = Verdict(False, obstacle) if obstacle else gate.decide(reading, step, calibration)
         if verdict.note:
             self.session.recorder.note(verdict.note)
-        forced = self._forced(step, evaluation.rising)
+        forced = self._forced(step, evaluation.apart)
         if forced:
             verdict = replace(verdict, skip=False, reason=forced)
         self.scores = {} if obstacle else dict(reading if verdict.scores is None else verdict.scores)
-        if not evaluation.rising:
+        if not evaluation.apart:
             self._leader = key
             settled = gate.settle(advanced, reading, verdict.skip, step)
             self._ledger = {n: self.session.keep(v) for n, v in settled.items()}
@@ -358,27 +417,33 @@ class Track:
             lane.restart()
         return crossed
 
-    def _forced(self, step: Step, rising: bool) -> str:
+    def _forced(self, step: Step, apart: str) -> str:
         """Why the engine computes whatever the gate says (invariant 5), or an empty string."""
+        if self.session.alarm:
+            return "left alone"
+        if apart and apart != SIGMA_ROSE:
+            return apart
         if step.index == 0:
             return "first step"
-        if step.index == step.total - 1:
+        if self.session.too_short:
+            return "too few steps"
+        if step.index == step.total - 1 and not step.open:
             return "last step"
-        return "sigma rose" if rising else ""
+        return apart
 
     def _home(self, device: torch.device) -> torch.device:
-        """Where the accumulators live: on the device if it has float64 (MPS has not) and something is measured."""
-        return device if self.rule.signal.needs and device.type != "mps" else torch.device("cpu")
+        """Where the accumulators live: on the device if it has float64 and something is measured."""
+        return device if self.rule.signal.needs and self.session.has_float64(device) else torch.device("cpu")
 
 
 def _scalar(value: float, home: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=home)  # filled there: torch.tensor copies, which waits
 
 
-def _read(figures: Figures) -> dict[str, float]:
+def _read(figures: Figures, wide: bool = True) -> dict[str, float]:
     """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where the device has it."""
     if not figures:
         return {}
-    dtype = torch.float32 if next(iter(figures.values())).device.type == "mps" else torch.float64
+    dtype = torch.float64 if wide else torch.float32
     values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))

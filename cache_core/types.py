@@ -84,12 +84,14 @@ WHOLE: Unit = "whole"
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """The run's T + 1 noise levels, and the logarithm of noise over signal at one of them; flow: whether the signal's
-    scale is 1 - sigma, as in a flow model, or 1.
+    scale is 1 - sigma, as in a flow model, or 1. open: more steps will follow (a sampler that cuts one run into
+    several), how many is not known.
     """
 
     sigmas: tuple[float, ...]
     log_noise: Callable[[float], float]
     flow: bool = True
+    open: bool = False
 
     @property
     def total(self) -> int:
@@ -109,6 +111,8 @@ class Schedule:
         return Step(index, self.total, sigma, stage, offset, above - below, self.log_noise(sigma), self)
 
 
+MOST_EXPECTED = 200
+"""Steps that are expected behind a piece of a run, at most."""
 SIGMA_TOLERANCE = 1e-4
 """Two noise levels closer than this (relative) are the same: sigmas pass through the samplers in float32."""
 
@@ -142,6 +146,19 @@ class Step:
     def signal(self) -> float:
         """The signal's scale at this noise level."""
         return max(1.0 - self.sigma, 0.0) if self.schedule is None or self.schedule.flow else 1.0
+
+    @property
+    def open(self) -> bool:
+        """Whether more steps follow than `total` knows of."""
+        return self.schedule is not None and self.schedule.open
+
+    @property
+    def expected(self) -> int:
+        """How many steps there will be: `total`, or where more follow as many as if they were as wide as the last."""
+        if self.schedule is None or not self.open:
+            return self.total
+        before, end = self.schedule.sigmas[-2:]
+        return self.total + min(round(end / (before - end)) if before > end else 0, MOST_EXPECTED)
 
     @property
     def position(self) -> float:
@@ -301,6 +318,12 @@ class Correction:
         """
         raise NotImplementedError
 
+    def bounded(
+        self, repair: Tensor | None, debt: Any, new: Feature, gap: tuple[Step, ...], now: Step
+    ) -> tuple[Tensor | None, Any]:
+        """What `now` pays of its repair and of an older debt, and the debt that is left (None: no debt)."""
+        return repair, None
+
 
 class Output:
     """What acts on the guided result of every evaluation, skipped or not, once a run has skipped anything."""
@@ -316,7 +339,8 @@ class Rule:
     gate, predictor, and what is stored: what a place adds to its input, or its result itself. At a place that skips
     whole calls the feature is the ODE derivative, unless `feature` is "output" (it, which for a flow model is the
     model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
-    place of single blocks: how each channel goes through the block, as two vectors.
+    place of single blocks: how each channel goes through the block, as two vectors. around: the place that comes first
+    where an evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes).
     """
 
     places: tuple[Place, ...]
@@ -325,6 +349,7 @@ class Rule:
     predictor: Predictor
     feature: Literal["residual", "absolute", "output", "denoised", "affine"] = "residual"
     correction: Correction | None = None
+    around: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,15 @@ Nothing is written to the model, the module or the node's output: a plan on the 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_sampling
@@ -33,13 +35,25 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.session import flow_noise, plain_noise
+from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
-from ..cache_core.track import Observe, Track
+from ..cache_core.track import LaneKey, Observe, Track
 from ..cache_core.types import MODEL, Place, Schedule
-from .conditioning import control_slots, lane_keys, place_of, sections, takes_turns, weights
+from .conditioning import (
+    Flags,
+    control_slots,
+    does_more,
+    lane_keys,
+    moving_windows,
+    passes,
+    place_of,
+    sections,
+    takes_turns,
+    weights,
+)
 from .live import Live, page
-from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, fail_open, warn
+from .pieces import Piece
+from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
 KEY = "spectralcache"
@@ -60,7 +74,29 @@ OTHER_CACHES = (
     "cache_dit",
     "cachedit",
     "taylorseer",
+    "seacache",
+    "meancache",
+    "deepcache",
+    "flowcache",
 )
+"""Names of other caches, wherever they occur in a mark."""
+OTHER_CACHES_AS_WORDS = (
+    "spectrum",
+    "wan_cache",
+    "ltx2_cache",
+    "hicache",
+    "fsampler",
+    "sada",
+    "dicache",
+    "toca",
+    "duca",
+    "foca",
+    "dbcache",
+    "speca",
+)
+"""Those that are part of other words too: they count only between separators."""
+FORWARDS = ("forward", "_forward", "forward_orig")
+"""Functions of a model that caches replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +152,86 @@ class Run:
     """One sampling run on the host's side: its session, and where each of its rules skips in every model it calls."""
 
     def __init__(
-        self, session: Session, live: Live, guided: Mapping[Track, Guided], branches: Mapping[Track, Branch]
+        self, session: Session, live: Live, branches: Mapping[Track, Branch], one_graph: bool, piece: Piece
     ) -> None:
-        self.session, self.live, self.guided, self.branches = session, live, guided, branches
+        self.session, self.live, self.branches, self.one_graph, self.piece = session, live, branches, one_graph, piece
+        self.guided: dict[Track, Guided] = {}
+        self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
+        self.tiled = False
+        self.later: list[tuple[Track, Any]] = []
+        self.sampler = ""
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
         """The sites around a call of this model, the first rule's outermost. (A run can call two models.)"""
-        if id(model) not in self._sites:
-            inner = [track for track in self.session.tracks if track not in (*self.guided, *self.branches)]
-            self._sites[id(model)] = {track: self._site(track, model, track.rule.places) for track in inner}
-        return [site for site in self._sites[id(model)].values() if site is not None]
+        made = self._sites.setdefault(id(model), {})
+        for track in self.session.tracks:
+            if track not in made and track not in self.guided and track not in self.branches:
+                made[track] = self._site(track, model, track.rule.places)
+        return [site for track in self.session.tracks if (site := made.get(track)) is not None]
+
+    @property
+    def sites_in_calls(self) -> bool:
+        """Whether a rule skips within the evaluation, call by call."""
+        return len(self.guided) + len(self.branches) < len(self.session.tracks)
 
     def clear(self) -> None:
         self._sites.clear()
+        self.guided.clear()
+        self.later.clear()
+
+    def skip_evaluations(self, track: Track, guider: Any) -> Guided:
+        """Let this rule answer in the place of whole evaluations, from the one at hand on."""
+        for made in self._sites.values():
+            made.pop(track, None)
+        track.section = sections(guider.conds)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        lane = partial(self._lane, guider)
+        site = Guided(track, sampling, lane, passes, partial(self._leave_evaluations, track))
+        self.guided[track], self.session.recorder.site = site, site.name
+        return site
+
+    def _lane(self, guider: Any) -> LaneKey:
+        return LaneKey(Guided.name, flags=self.settings.of(vars(guider)))
+
+    def look_back(self, x: torch.Tensor, sigma: torch.Tensor, out: torch.Tensor) -> None:
+        """Behind the first evaluation: where it took further passes of a conditioning, rules that want to skip these
+        with it do so from here on.
+        """
+        evaluation = self.session.evaluation
+        if not self.session.active or evaluation is None or evaluation.step is None or evaluation.apart:
+            return
+        later, self.later = self.later, []
+        if any(count > 1 for count in evaluation.seen.values()):
+            for track, guider in later:
+                track.reset()
+                self.skip_evaluations(track, guider).run(x, sigma, lambda: out)
+
+    def look_out(self, options: Mapping[str, Any]) -> None:
+        """Some samplers (CFG++) hang a function of their own into the guidance and read its parts from it after every
+        evaluation: a whole one left out would leave them an older step's.
+        """
+        if len(options.get("sampler_post_cfg_function", ())) > self.guidance:
+            for site in list(self.guided.values()):
+                site.leave(Unfit("guidance read", "the sampler reads the guidance's parts from every evaluation"))
+
+    def heed(self) -> None:
+        """Say what the run has shown of itself so far."""
+        session = self.session
+        if not session.active:
+            return
+        if session.alarm:
+            warn(session, session.alarm)
+        elif session.motion is not None and session.motion.stochastic:
+            session.recorder.note(fresh_noise(self.sampler))
+
+    def _leave_evaluations(self, track: Track, why: str) -> None:
+        self.guided.pop(track, None)
+        track.section = None
+        if self.tiled:
+            self.session.in_parts()
+        inner = [place for place in track.rule.places if place.kind in CALL_SITES]
+        self._told(why, CALL_SITES[inner[0].kind].name if inner else "")
 
     def _site(self, track: Track, model: Any, places: Sequence[Place]) -> Site | None:
         """The first of these places that the model allows."""
@@ -139,19 +241,24 @@ class Run:
             if site is not None and site.fits(architecture):
                 rest = places[position + 1 :]
                 down = partial(self._fall_back, track, model, rest)
-                return site(track, Around(model, architecture, place, recording_open, down, lent))
+                return site(track, Around(model, architecture, place, recording_open, down, lent, self.one_graph))
         return None
 
-    def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> None:
+    def _fall_back(self, track: Track, model: Any, places: Sequence[Place], why: str) -> Site | None:
         """From one place of a rule to its next one, for the rest of this run."""
         site = self._sites[id(model)][track] = self._site(track, model, places)
+        self._told(why, site.name if site else "")
+        return site
+
+    def _told(self, why: str, name: str) -> None:
+        """Say once that a place cannot be used, and what is skipped instead."""
         recorder = self.session.recorder
-        if site is None:
+        if not name:
             warn(self.session, f"{why}; the run goes on uncached")
             return
-        recorder.site = site.name
-        note = f"{why}; {IN_WORDS[site.name]} are skipped instead"
-        if recorder.note(note):
+        recorder.site = name
+        note = f"{why}; {IN_WORDS[name]} are skipped instead"
+        if recorder.note(note) and recorder.unheard(note):
             LOG.warning("SpectralCache: %s.", note)
 
 
@@ -169,12 +276,16 @@ def sampler_sample(
 ) -> Any:
     """SAMPLER_SAMPLE: one run. Errors and interrupts pass through; the trace is published, everything freed."""
     try:
-        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"])
+        given = _Given(*(args[i] if len(args) > i else kwargs.get(name) for i, name in enumerate(_Given._fields)))
+        run = _start(attachment, executor.class_obj, guider, sigmas, extra_args["model_options"], given)
     except Exception:
         LOG.warning("SpectralCache could not start on this ComfyUI; sampling without it.", exc_info=True)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
     extra_args["model_options"].setdefault("transformer_options", {})[KEY] = run
     state: State = "error"
+    samples = None
+    if run.session.active:
+        args, kwargs = _told(run.session, args, kwargs)
     try:
         samples = executor(guider, sigmas, extra_args, *args, **kwargs)
         state = "done"
@@ -184,11 +295,39 @@ def sampler_sample(
         raise
     finally:
         extra_args["model_options"]["transformer_options"].pop(KEY, None)
-        _finish(run, state)
+        _finish(run, state, samples)
+
+
+class _Given(NamedTuple):
+    """What the host hands a sampler behind extra_args, in this order."""
+
+    callback: Any
+    noise: Any
+    latent_image: Any
+    denoise_mask: Any
+
+
+def _told(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments behind extra_args, with the sampler's callback (the first) told to the run as well."""
+    callback = args[0] if args else kwargs.get("callback")
+
+    def told(step: Any, *rest: Any, **more: Any) -> Any:
+        with fail_open(session):
+            session.course.report(int(step))
+        return callback(step, *rest, **more) if callback is not None else None
+
+    if args:
+        return (told, *args[1:]), kwargs
+    return args, {**kwargs, "callback": told} if "callback" in kwargs else kwargs
 
 
 def _start(
-    attachment: Attachment, sampler: Any, guider: Any, sigmas: torch.Tensor, model_options: Mapping[str, Any]
+    attachment: Attachment,
+    sampler: Any,
+    guider: Any,
+    sigmas: torch.Tensor,
+    model_options: Mapping[str, Any],
+    given: _Given,
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model = attachment.method, guider.model_patcher.model
@@ -196,39 +335,61 @@ def _start(
     architecture = architecture_of(bare)
     name = architecture.name if architecture else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
+    recorder.unheard = partial(RUNS.unheard, _place())
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
-    session = Session(method, schedule, recorder, keep, _corrects(sampler), attachment.observe)
+    seen = given.denoise_mask is None
+    piece = Piece(_executing(), attachment, guider)
+    session = piece.follow(levels, given, recorder, _corrects(sampler)) or Session(
+        method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
+    )
     branches = _branches(session, guider, levels, model_options)
-    run = Run(session, Live(recorder, page(attachment.node_id)), _guided(session, guider, levels), branches)
+    run = Run(session, Live(recorder, page(attachment.node_id)), branches, _one_graph(model_options), piece)
+    run.windows = moving_windows(model_options.get("context_handler"))
+    run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
+    run.sampler = _noisy_name(sampler) or _sampler_names(sampler)[0]
+    _guided(run, guider, levels, model_options)
+    run.tiled = "model_function_wrapper" in model_options
+    if run.tiled and run.sites_in_calls and session.parts is None:
+        session.in_parts()
     kinds = [site.name for site in run.guided.values()]
     kinds += [*(site.name for site in run.sites(bare)), *(site.name for site in run.branches.values())]
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
         return run
-    for obstacle in _obstacles(sampler, levels, model_options):
+    for obstacle in _obstacles(sampler, levels, model_options, bare):
         warn(session, obstacle)
     for site in run.sites(bare):
         if site.obstacle:
             warn(session, site.obstacle)
+    if session.active and not piece.goes_on and (few := _too_few(len(levels) - 1)):
+        if levels[-1] > 0 and piece.place is not None:  # the next run of this node may go on with it
+            session.too_short = True
+            recorder.note(few)
+        else:
+            warn(session, few)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(sampler, levels):
+        for remark in _remarks(sampler, session.schedule.sigmas, seen):
             recorder.note(remark)
-        if architecture is None and method.rules[0].places[0].kind != recorder.site:
+        wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
+        if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
             recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
     return run
 
 
-def _guided(session: Session, guider: Any, sigmas: Sequence[float]) -> dict[Track, Guided]:
-    """The rules that skip whole evaluations, with where the run's conditionings come and go."""
-    found: dict[Track, Guided] = {}
-    for track in session.tracks:
-        if track.rule.places[0].kind == Guided.name and not takes_turns(guider.conds, sigmas):
-            track.section = sections(guider.conds)
-            found[track] = Guided(track, guider.model_patcher.get_model_object("model_sampling"))
-    return found
+def _guided(run: Run, guider: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> None:
+    """Rules that skip whole evaluations: at once, or where the first evaluation turns out to be worth it."""
+    if takes_turns(guider.conds, sigmas):
+        return
+    more, alone = does_more(guider.conds, model_options), _alone(model_options)
+    for track in run.session.tracks:
+        where_more = track.rule.around is not None and track.rule.around.kind == Guided.name and alone
+        if track.rule.places[0].kind == Guided.name or (where_more and more) or track.section is not None:
+            run.skip_evaluations(track, guider)
+        elif where_more and not run.piece.goes_on:
+            run.later.append((track, guider))
 
 
 def _branches(
@@ -259,11 +420,30 @@ def _both_needed(guider: Any, sigmas: Sequence[float], model_options: Mapping[st
     return ""
 
 
-def _finish(run: Run, state: State) -> None:
+def _alone(model_options: Mapping[str, Any]) -> bool:
+    """Whether nobody else stands around whole evaluations, who could change the guidance unseen."""
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    return not any(found for key, found in wrappers.get("predict_noise", {}).items() if key != KEY)
+
+
+def _one_graph(model_options: Mapping[str, Any]) -> bool:
+    """Whether the whole model is compiled with fullgraph=True by the host's own wrapper. A pack that compiles by itself
+    is found out when its first graph fails.
+    """
+    if not model_options.get("torch_compile_kwargs", {}).get("fullgraph"):
+        return False
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {}).get("apply_model", {})
+    modules = [dict(inspect.getclosurevars(w).nonlocals) for w in wrappers.get("torch.compile", ())]
+    names = [name for found in modules for name in found.get("compiled_module_dict", {"diffusion_model": None})]
+    return "diffusion_model" in names  # single blocks compiled leave room for hooks between them
+
+
+def _finish(run: Run, state: State, samples: Any) -> None:
     session, trace = run.session, None
     try:
         _say_idle(run, state)
-        session.close()
+        if state != "done" or not run.piece.leave(session, samples):
+            session.close()
         trace = session.recorder.finish(state, _place())
         RUNS.publish(trace)
         LOG.info(summary(trace))
@@ -282,65 +462,150 @@ def _say_idle(run: Run, state: State) -> None:
             session.recorder.stood_down |= len(session.tracks) == len(run.branches)
 
 
-def _place() -> dict[str, Any]:
-    """Which prompt and node is sampling; None outside the executor."""
+def _executing() -> Any:
+    """The node execution that is under way: an object of its own each; None outside the executor."""
     try:
         from comfy_execution.utils import get_executing_context
 
-        context = get_executing_context()
+        return get_executing_context()
     except ImportError:
-        context = None
-    return {"prompt": context.prompt_id if context else None, "node": context.node_id if context else None, "index": 0}
+        return None
 
 
-def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> Iterator[str]:
+def _place() -> dict[str, Any]:
+    """Which prompt and node is sampling; None outside the executor."""
+    context = _executing()
+    return {
+        "prompt": context.prompt_id if context else None,
+        "node": context.node_id if context else None,
+        "index": 0,
+        "item": (context.list_index if context else None) or 0,
+    }
+
+
+def item() -> int:
+    """Which item of a list the executor runs the present node for."""
+    return int(_place()["item"])
+
+
+def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any], bare: Any) -> Iterator[str]:
     """Why this run is sampled uncached, a sentence each."""
-    if any(mark in _sampler_name(sampler) for mark in FREE_RUNNING_SAMPLERS):
+    names = _sampler_names(sampler)
+    if any(mark in name for name in names for mark in FREE_RUNNING_SAMPLERS):
         yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
+    if LATENT_MADE_ANEW in names:
+        yield THROWN_AWAY
+    if AUTO_REGRESSIVE_SAMPLER in names:
+        yield AUTO_REGRESSIVE
     if any(after > before for before, after in itertools.pairwise(sigmas)):
         yield "the sigmas do not fall from step to step; use a falling schedule to skip"
-    if len(sigmas) - 1 < MIN_STEPS:
-        yield f"{len(sigmas) - 1} steps leave nothing safe to skip; caching starts at {MIN_STEPS} steps"
     if "multigpu_clones" in model_options:
         yield "multi-GPU runs are computed in full"
-    others = _other_caches(model_options)
+    others = _other_caches(model_options, bare)
     if others:
         yield f"another cache is on this model ({', '.join(others)}); remove one of the two"
 
 
-def _remarks(sampler: Any, sigmas: Sequence[float]) -> Iterator[str]:
-    """What a user should know of a run that is cached."""
-    if len(sigmas) - 1 < FEW_STEPS:
+def _too_few(steps: int) -> str:
+    """Why a run of so many steps is computed in full, or an empty string."""
+    leave = "1 step leaves" if steps == 1 else f"{steps} steps leave"
+    return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
+
+
+def _remarks(sampler: Any, sigmas: Sequence[float], seen: bool) -> Iterator[str]:
+    """What a user should know of a run that is cached. seen: whether the sampler's moves will be."""
+    if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if _stochastic(sampler):
-        name = _sampler_name(sampler)
-        yield f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+    if not seen and (noisy := _noisy_name(sampler)):
+        yield fresh_noise(noisy)
 
 
-def _stochastic(sampler: Any) -> bool:
-    return any(mark in _sampler_name(sampler) for mark in STOCHASTIC_MARKS)
+def fresh_noise(name: str) -> str:
+    return f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
+
+
+def _noisy_name(sampler: Any) -> str:
+    """The sampler, or one inside it, that adds noise of its own as far as names and options tell; or nothing."""
+    names = _sampler_names(sampler)
+    churned = names[0] if _churns(sampler) else ""
+    return next((name for name in names if _stochastic(name)), churned)
+
+
+def _churns(thing: Any, depth: int = 0) -> bool:
+    """Whether noise is added before steps (s_churn), here or in a sampler inside."""
+    options = getattr(thing, "extra_options", None) or {}
+    inner = depth < DEEPEST and any(_churns(value, depth + 1) for value in options.values())
+    return bool(options.get("s_churn", 0)) or inner
+
+
+def _stochastic(name: str) -> bool:
+    return any(mark in name for mark in STOCHASTIC_MARKS)
 
 
 def _corrects(sampler: Any) -> bool:
-    """Whether the sampler adds the derivative times a difference of sigmas, and nothing else. CFG++ takes the denoised
-    latent whole.
+    """Whether the sampler moves as it is told, as far as names and options tell: until its moves have been seen, and
+    where they cannot be.
     """
-    return not _stochastic(sampler) and "cfg_pp" not in _sampler_name(sampler)
+    return not _noisy_name(sampler)
 
 
-def _sampler_name(sampler: Any) -> str:
-    return str(getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)).removeprefix(
-        "sample_"
-    )
+def _sampler_names(sampler: Any) -> list[str]:
+    """The sampler's name, and those of samplers that it wraps (Detail Daemon and others hold them in their options)."""
+    found: list[str] = []
+    inside = [(sampler, 0)]
+    while inside:
+        thing, depth = inside.pop(0)
+        function = getattr(thing, "sampler_function", thing if callable(thing) else None)
+        while isinstance(function, partial):
+            function = function.func
+        name = str(getattr(function, "__name__", ""))
+        if not found:
+            found.append((name or type(sampler).__name__).removeprefix("sample_"))
+        elif hasattr(thing, "sampler_function") or name.startswith("sample_"):
+            found.append(name.removeprefix("sample_"))
+        if depth < DEEPEST:
+            options = thing if isinstance(thing, dict) else getattr(thing, "extra_options", None)
+            values = thing if isinstance(thing, (list, tuple)) else (options or {}).values()
+            inside += [(value, depth + 1) for value in values]
+    return found
 
 
-def _other_caches(model_options: Mapping[str, Any]) -> list[str]:
-    """Names of other caching packs that have left a mark on the model."""
+DEEPEST = 4
+"""How far samplers within samplers are looked for."""
+
+
+def _other_caches(model_options: Mapping[str, Any], bare: Any) -> list[str]:
+    """Names of other caching packs that have left a mark on the model: a key, a function's module."""
     options = model_options.get("transformer_options", {})
     marks = [str(key) for key in options if key != KEY]
-    marks += [str(key) for by_key in options.get("wrappers", {}).values() for key in by_key]
-    marks.append(getattr(model_options.get("model_function_wrapper"), "__module__", "") or "")
-    return sorted({cache for cache in OTHER_CACHES for mark in marks if cache in mark.lower()})
+    for kind in ("wrappers", "callbacks"):
+        for by_key in options.get(kind, {}).values():
+            for key, functions in by_key.items():
+                marks += [str(key), *(_module(function) for function in functions)] if key != KEY else []
+    marks += [_module(value) for value in model_options.values()]
+    marks += [_module(function) for function in _replaced(bare)]
+    known = [cache for cache in OTHER_CACHES if any(cache in mark.lower() for mark in marks)]
+    words = ["_" + re.sub(r"[^a-z0-9]+", "_", mark.lower()) + "_" for mark in marks]
+    return sorted({*known, *(cache for cache in OTHER_CACHES_AS_WORDS if any(f"_{cache}_" in word for word in words))})
+
+
+def _module(function: Any) -> str:
+    """Where a function, a method or a callable object is from."""
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__module__", None) or type(function).__module__) if callable(function) else ""
+
+
+def _replaced(model: Any) -> Iterator[Any]:
+    """The forwards of a model and its parts where somebody has put one of their own, on the object or on its class."""
+    yield from (found for name in FORWARDS if callable(found := getattr(type(model), name, None)))
+    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
+        yield from (vars(part)[name] for name in FORWARDS if name in vars(part))
+
+
+LATENT_MADE_ANEW, AUTO_REGRESSIVE_SAMPLER = "lcm", "ar_video"
+AUTO_REGRESSIVE = "auto-regressive video keeps a memory of its own, which every step has to write, so all are computed"
 
 
 # one evaluation, one model call ---------------------------------------------------------------------------------------
@@ -361,8 +626,14 @@ def predict_noise(
         return executor(x, timestep, options, *args, **kwargs)
     with fail_open(run.session):
         run.session.begin(timestep)
+        run.session.look(x)
+        run.look_out(options)
     out = _evaluated(run, x, timestep, lambda: executor(x, timestep, options, *args, **kwargs))
     with fail_open(run.session):
+        if run.later:
+            run.look_back(x, timestep, out)
+        run.session.answer(x, out)
+        run.heed()
         out = run.session.adjusted(x, out)
     with fail_open(run.session):
         run.session.end()
@@ -372,7 +643,7 @@ def predict_noise(
 
 def _evaluated(run: Run, x: Any, timestep: torch.Tensor, forward: Callable[[], Any]) -> Any:
     """The guided result, through the sites that can leave an evaluation out as a whole."""
-    for site in run.guided.values():
+    for site in list(run.guided.values()):
         forward = partial(site.run, x, timestep, forward)
     return forward()
 
@@ -415,12 +686,18 @@ def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **{**kwargs, "transformer_options": ours})
 
     around: Forward = forward
+    call = None
     with fail_open(run.session):
         call = _open_call(run, executor.class_obj, args, kwargs, options)
         if call is not None:
+            run.session.look_at_part(call.x)
             for site in reversed(run.sites(_bare(executor.class_obj.diffusion_model))):
                 around = partial(_inside, site, call, around)
-    return around(options)
+    out = around(options)
+    if call is not None:
+        with fail_open(run.session):
+            run.session.answer_part(call.x, out)
+    return out
 
 
 def _inside(site: Site, call: ModelCall, forward: Forward, options: Options) -> torch.Tensor:
@@ -432,7 +709,14 @@ def _open_call(
 ) -> ModelCall | None:
     """The model call as a site sees it, or None where it is to be computed as if we were not there."""
     x, sigma = args[0], args[1]
-    keys = lane_keys(base_model, options, x.device)
+    if "ar_state" in options and run.session.active:
+        warn(run.session, AUTO_REGRESSIVE)
+    if run.windows and options.get("context_window") is not None and run.sites_in_calls:
+        run.session.recorder.note(
+            f"context_schedule {run.windows} moves its windows at every step, so nothing can be skipped: "
+            "choose standard_static"
+        )
+    keys = lane_keys(base_model, options, x.device, run.flags.of(options), run.piece.uuids)
     rows = x.shape[0] // len(keys)
     call = run.session.open(keys, [slice(i * rows, (i + 1) * rows) for i in range(len(keys))])
     call.bypass |= rows * len(keys) != x.shape[0]
@@ -468,6 +752,14 @@ def keep(tensor: torch.Tensor) -> torch.Tensor:
     """
     with _paused_recording():
         return tensor.clone()
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; the host knows (Apple's, Intel's and others do not)."""
+    ask = getattr(comfy.model_management, "supports_fp64", None)
+    if device.type == "cpu" or ask is None:
+        return device.type != "mps"
+    return bool(ask(device))
 
 
 def _paused_recording() -> contextlib.AbstractContextManager[Any]:

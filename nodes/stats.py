@@ -62,16 +62,22 @@ class SpectralCacheStats(io.ComfyNode):
         try:
             if host.attachment_of(model) is None:  # bypassed or never there: an earlier run is not this model's
                 return _output(cls, None, NO_PATCH)
-            trace = _find(cls.hidden.dynprompt, cls.hidden.unique_id)
-            return _output(cls, trace, NO_RUN if trace is None else traces.report(trace))
+            newest = _find(cls.hidden.dynprompt, cls.hidden.unique_id)
+            if newest is None:
+                return _output(cls, None, NO_RUN)
+            trace = traces.together(host.RUNS.beside(newest) or [newest])
+            return _output(cls, trace, traces.report(trace), newest)
         except Exception as error:
             logging.getLogger("SpectralCache").warning("Cache Stats could not show the run.", exc_info=True)
             return _output(cls, None, f"Cache Stats could not show the run ({type(error).__name__}: {error}).")
 
 
-def _output(cls: type[io.ComfyNode], trace: traces.Trace | None, report: str) -> io.NodeOutput:
+def _output(
+    cls: type[io.ComfyNode], trace: traces.Trace | None, report: str, drawn: traces.Trace | None = None
+) -> io.NodeOutput:
+    """All runs in words and as JSON; the picture is of one."""
     shown = trace or traces.empty()
-    picture = timeline(trace)
+    picture = timeline(drawn)
     text = json.dumps(shown, allow_nan=False)
     preview = ui.PreviewImage(picture, cls=cls).as_dict()
     return io.NodeOutput(
@@ -80,9 +86,19 @@ def _output(cls: type[io.ComfyNode], trace: traces.Trace | None, report: str) ->
 
 
 def _find(prompt: Any, node: str) -> traces.Trace | None:
-    """The newest run whose sampling node is among the ancestors of this node's `after`."""
-    ancestors = _ancestors(prompt, node)
-    return host.RUNS.newest(lambda trace: _belongs(prompt, trace["run"]["node"], ancestors))
+    """The newest run whose sampling node is among the ancestors of this node's `after`: of the same item of a list, if
+    that has run.
+    """
+    ancestors, item = _ancestors(prompt, node), host.item()
+    found: list[traces.Trace] = []
+
+    def wanted(trace: traces.Trace) -> bool:
+        if not _belongs(prompt, trace["run"]["node"], ancestors):
+            return False
+        found.append(trace)
+        return bool(trace["run"].get("item", 0) == item)
+
+    return host.RUNS.newest(wanted) or (found[0] if found else None)
 
 
 def _belongs(prompt: Any, node: str | None, ancestors: set[str]) -> bool:

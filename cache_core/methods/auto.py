@@ -8,8 +8,9 @@ back what the sampler has drifted by (`corrections.Repay`). The back-test is als
 `computed` says how many instead, whatever T is: steps that are not computed are nearly free, so that 100 steps with 12
 of them computed come closer to the exact picture than 28 with 12.
 
-`site`: auto skips whole model calls on every model. There the feature is the ODE derivative itself, so that the
-corrector is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
+`site`: auto skips whole model calls on every model, and whole evaluations where these do more than that (windows,
+tiles, ControlNets, LoRA hooks, further passes). There the feature is the ODE derivative itself, so that the corrector
+is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
 
 `guidance`: derive lets the negative prompt rest in every other computed step, from a third of the run on: what it
 differs by follows half of its last slope. Skipped steps then forecast the guided result.
@@ -70,8 +71,8 @@ PARAMETERS = (
     Parameter(
         "site", "auto", "Where to skip: model skips the whole model call, which works on every model and holds least "
         "memory; trunk skips inside FLUX and Qwen-Image, as the other nodes do, and holds more; guided skips all that "
-        "an evaluation does, ControlNets, tiles and extra guidance passes too; auto takes the better one, which is "
-        "model.",
+        "an evaluation does, ControlNets, tiles and extra guidance passes too; auto takes guided where there are "
+        "such, else model.",
         choices=tuple(PLACES), folded=True, late=True,
     ),
     Parameter(
@@ -116,7 +117,8 @@ def auto(
     if computed or quality != CUSTOM or speedup != 1:
         gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
     where = PLACES["guided" if guidance == "derive" and site == "auto" else site]
-    rule = Rule(where, Signal(), gate, BackTested(bands), correction=Repay())
+    around = GUIDED if site == "auto" else None
+    rule = Rule(where, Signal(), gate, BackTested(bands), correction=Repay(), around=around)
     if guidance == "follow":
         return Method("SpectralCache Auto", (rule,))
     if site not in ("auto", "guided"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .blocks import Blocks
 from .branch import Branch
-from .common import Around, Forward, ModelCall, Options, Site, fail_open, warn
+from .common import Around, Forward, ModelCall, Options, Site, Unfit, fail_open, warn
 from .guided import Guided
 from .model import WholeModel
 from .modules import AttentionModules, MlpModules
@@ -19,5 +19,5 @@ CALL_SITES: dict[str, type[Site]] = {site.name: site for site in _SITES}
 sides of guidance."""
 
 __all__ = ["CALL_SITES", "Around", "Blocks", "Branch", "Forward", "Guided", "ModelCall", "Options", "Site", "Trunk",
-           "WholeModel",
+           "Unfit", "WholeModel",
            "fail_open", "warn"]  # fmt: skip

@@ -46,15 +46,32 @@ Weights = Callable[[Any, torch.Tensor], contextlib.AbstractContextManager[tuple[
 @dataclass(frozen=True, slots=True)
 class Around:
     """What a site is made for: a diffusion model, the file that describes it (or None), and its place. `fall_back` says
-    that the place cannot be used: its reason in half a sentence.
+    that the place cannot be used, why in half a sentence, and returns the site that goes on for the rest of the run, or
+    None. one_graph: whether the model is compiled whole, without breaks.
     """
 
     model: Any
     architecture: Architecture | None
     place: Place
     recording_open: Callable[[], bool]
-    fall_back: Callable[[str], None]
+    fall_back: Callable[[str], Site | None]
     weights: Weights
+    one_graph: bool = False
+
+
+class Unfit(Exception):
+    """A call that a place cannot be used in: the record's reason, and the user's in half a sentence."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason, self.why = reason, why
+
+
+def failure(error: Exception, why: str) -> tuple[str, str]:
+    """What to say of an error of ours: the record's reason, and the user's in half a sentence."""
+    if isinstance(error, Unfit):
+        return error.reason, error.why
+    return "fault", f"{why} ({type(error).__name__}: {error})"
 
 
 class Site:
@@ -76,14 +93,24 @@ class Site:
         """Compute or skip: returns what the model call returns, the denoised latent (b c ...)."""
         raise NotImplementedError
 
+    def go_on(self, call: ModelCall, options: Options, forward: Forward, reason: str, why: str) -> torch.Tensor:
+        """This call, and the rest of the run, at the rule's next place."""
+        self.track.reset(call.call)
+        site = self.around.fall_back(why)
+        if site is None:
+            return forward(options)
+        out = site.run(call, options, forward)
+        self.track.explain(reason)
+        return out
+
     @property
     def session(self) -> Session:
         return self.track.session
 
 
 def warn(session: Session, why: str) -> None:
-    """Stand down for the rest of the run: once in the log, once in the trace."""
-    if session.stand_down(why):
+    """Stand down for the rest of the run: once in the trace, and once in the log however many runs a node makes."""
+    if session.stand_down(why) and session.recorder.unheard(why):
         LOG.warning("SpectralCache: %s.", why)
 
 

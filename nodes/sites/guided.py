@@ -7,47 +7,80 @@ noise levels are edges: the run is parted into sections there, and nothing is fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
 import torch
 
 from ...cache_core.coefficients import IDENTITY
-from ...cache_core.track import Facts, LaneKey, Track
+from ...cache_core.track import Call, Facts, LaneKey, Track
 from ...cache_core.types import GUIDED, Probe
-from .common import fail_open, latent_grid, restored, stored
+from .common import Unfit, failure, latent_grid, restored, stored
 
-LANE = LaneKey(GUIDED.kind)
+LOG = logging.getLogger("SpectralCache")
 
 
 class Guided:
-    """See the module docstring."""
+    """See the module docstring. lane: the key of the evaluation at hand (the guider's own settings are part of it);
+    passes: what a chunk of a model call is, to see from computed evaluations whether the guidance changes.
+    """
 
     name = GUIDED.kind
 
-    def __init__(self, track: Track, model_sampling: Any) -> None:
-        self.track, self.model_sampling = track, model_sampling
+    def __init__(
+        self,
+        track: Track,
+        model_sampling: Any,
+        lane: Callable[[], LaneKey],
+        passes: Callable[[LaneKey], Hashable],
+        fall_back: Callable[[str], object],
+    ) -> None:
+        self.track, self.model_sampling, self.fall_back = track, model_sampling, fall_back
+        self.lane, self.passes = lane, passes
+        self._made: dict[Hashable, frozenset[Hashable]] = {}
 
     def run(self, x: torch.Tensor, sigma: torch.Tensor, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute or skip an evaluation at sigma (b) of x (b c ...): the denoised latent."""
         track, grid, call, kind = self.track, latent_grid(x), None, self.track.rule.feature
         scaled = self.model_sampling.calculate_input(sigma, x) if kind in ("output", "denoised") else x
-        with fail_open(track.session):
-            call = track.session.open_all(LANE, x.shape[0])
+        try:
+            call = track.session.open_all(self.lane(), x.shape[0])
             facts = Facts(tuple(x.shape), x.dtype, x.device)
             if track.enter(call, facts, partial(self._probe, x, sigma), IDENTITY):
                 answer = restored(kind, x, track.predict(call, grid=grid), sigma, scaled)
                 track.leave_out(call)
                 return answer
+        except Exception as error:
+            self.leave(error, call)
         computed = forward()
-        with fail_open(track.session):
+        try:
             if call is not None and track.reached(call):
+                self._check()
                 tokens = stored(kind, x, computed, sigma, scaled)
                 repair = track.store(call, tokens, grid=grid)
                 if repair is not None:
                     return restored(kind, x, tokens + repair, sigma, scaled)
+        except Exception as error:
+            self.leave(error, call)
         return computed
+
+    def leave(self, error: Exception, call: Call | None = None) -> None:
+        """This evaluation, and the rest of the run, at the rule's next place."""
+        LOG.debug("SpectralCache", exc_info=True)
+        self.track.reset(call)
+        self.fall_back(failure(error, "whole evaluations could not be skipped")[1])
+
+    def _check(self) -> None:
+        """A guidance that makes other passes than before, within one section of the run, cannot be foreseen."""
+        evaluation = self.track.session.evaluation
+        if evaluation is None or evaluation.step is None or evaluation.apart:
+            return
+        section = self.track.section(evaluation.step.sigma) if self.track.section else None
+        made = frozenset(self.passes(key) for call in evaluation.calls for key in call.keys)
+        if self._made.setdefault(section, made) != made:
+            raise Unfit("guidance changed", "the guidance makes other passes at some steps than at others")
 
     def _probe(self, x: torch.Tensor, sigma: torch.Tensor, rows: slice) -> Probe:
         return Probe(self.model_sampling.calculate_input(sigma[rows], x[rows]).movedim(1, -1))

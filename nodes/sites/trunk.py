@@ -6,12 +6,18 @@ entered. Blocks between: pass through on a skip, so that nothing of them runs. L
 target, or take the feature. The target is returned at the *last* block because the host adds ControlNet outputs after
 every block, and those are already inside the feature. Where a tail follows, it goes on with text and references too,
 so that all image tokens are stored and the text stream is a unit of its own.
+
+Other packs bring their own copies of a forward, and call hooks in their own way. Nothing of ours that goes wrong in a
+hook gets out of it: a block is computed, and the rule goes on at its next place in this same evaluation. Only a skip
+that finds out in mid-trunk leaves the forward, which is then run again without our hooks.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +26,9 @@ import torch
 
 from ...cache_core.track import Track
 from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open, probe
+from .common import Around, Forward, ModelCall, Options, Site, Unfit, eager, failure, probe
+
+LOG = logging.getLogger("SpectralCache")
 
 TEXT: Unit = "text"
 """The text stream, stored where a tail goes on with it. It has no grid."""
@@ -31,7 +39,7 @@ Hook = Callable[[dict[str, Any], dict[str, Any]], Any]
 @dataclass(slots=True)
 class Pass:
     """One model call on its way through the blocks. text, targets: tokens; entered, stand_in: what came in and what
-    goes out instead, by unit.
+    goes out instead, by unit; fault: why this call is none for our hooks; again: left the forward because of that.
     """
 
     call: ModelCall
@@ -43,6 +51,12 @@ class Pass:
     entered: dict[Unit, torch.Tensor] | None = None
     stand_in: dict[Unit, torch.Tensor] | None = None
     tap: torch.Tensor | None = None
+    fault: Exception | None = None
+    again: bool = False
+
+
+class Again(Exception):
+    """Ends a forward whose blocks have been passed over in vain."""
 
 
 class Trunk(Site):
@@ -69,6 +83,7 @@ class Trunk(Site):
         self.between = frozenset(slots[start : end + 1])
         self.now: Pass | None = None
         self.look, self.decide, self.take = eager(self._look), eager(self._decide), eager(self._take)
+        self.pass_by = eager(self._skipped)
         self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in slots[: end + 1]}
 
     @staticmethod
@@ -76,16 +91,26 @@ class Trunk(Site):
         return architecture is not None
 
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
+        if self.around.one_graph:
+            return self.go_on(call, options, forward, "compiled as one graph", ONE_GRAPH)
         foreign, ours = with_hooks(options, self.hooks)
-        self.now = Pass(call, foreign)
+        outer, self.now = self.now, Pass(call, foreign)
+        now = self.now
         try:
             out = forward(ours)
+        except Exception as error:
+            if not now.again and not _cannot_be_traced(error):
+                raise
+            now.again, now.fault = True, now.fault or Unfit("compiled as one graph", ONE_GRAPH)
         finally:
-            self.now = None
-        if not self.track.reached(call.call) and self.session.active:
-            self.track.compute(call.call, "blocks not reached")
-            self.around.fall_back("the model ran without reaching our block hooks")
-        return out
+            self.now = outer
+        if now.fault is None and not self.track.reached(call.call) and self.session.active:
+            now.fault = Unfit("blocks not reached", "the model ran without reaching our block hooks")
+        if now.fault is None:
+            return out
+        computed = forward if now.again else lambda _: out
+        reason, why = failure(now.fault, "our block hooks do not fit what runs here")
+        return self.go_on(call, options, computed, reason, why)
 
     def _hook(self, slot: Slot) -> Hook:
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
@@ -93,36 +118,56 @@ class Trunk(Site):
             if now is None:  # somebody kept our hook and calls it outside of our run
                 return extra["original_block"](args)
             if slot == self.first:
-                self.look(now, args)
+                self.look(now, args, extra)
             if slot == self.behind_head:
                 self.decide(now, args)
             if now.skip and slot in self.between:
-                return self._skipped(now, slot, args)
+                return self.pass_by(now, slot, args)
             inner = now.foreign.get(slot)
             out = extra["original_block"](args) if inner is None else inner(args, extra)
             return self.take(now, slot, out) if slot in (self.last, self.tapped) else out
 
         return hook
 
-    def _look(self, now: Pass, args: dict[str, Any]) -> None:
+    @contextmanager
+    def _guarded(self, now: Pass) -> Iterator[None]:
+        """What goes wrong inside is this call's fault, told when it is over."""
+        try:
+            yield
+        except Exception as error:
+            LOG.debug("SpectralCache", exc_info=True)
+            now.fault = now.fault or error
+
+    def _look(self, now: Pass, args: dict[str, Any], extra: dict[str, Any]) -> None:
         """What enters the first block; blocks add into their input in place, so a head gets a copy of it."""
-        with fail_open(self.session):
-            streams = self.architecture.enter(args)
+        with self._guarded(now):
+            options = args.get("transformer_options") or extra.get("transformer_options") or {}
+            streams = self._counted(self.architecture.enter({**args, "transformer_options": options}), now)
             if self.behind_head != self.first and self.track.rule.signal.needs:
-                streams = Streams(streams.img.clone(), streams.txt, streams.vec, streams.targets)
+                streams = replace(streams, img=streams.img.clone())
             now.streams, now.text = streams, streams.txt.shape[1]
             now.targets = streams.img.shape[1] if self.tail else streams.targets
 
+    def _counted(self, streams: Streams, now: Pass) -> Streams:
+        """With as many targets as the latent has; behind them are the reference's tokens, all or none (a cache of keys
+        cuts them off), and nothing else.
+        """
+        shape, tokens = tuple(now.call.x.shape), streams.img.shape[1]
+        targets = math.prod(self.architecture.grid(shape))
+        references = tokens - streams.targets
+        if streams.img.shape[0] != shape[0] or tokens not in (targets, targets + references):
+            raise Unfit("foreign tokens", f"{tokens} image tokens enter the blocks where {targets} are the picture's")
+        return replace(streams, targets=targets)
+
     def _decide(self, now: Pass, args: dict[str, Any]) -> None:
-        with fail_open(self.session):
-            if not self.session.active or now.streams is None:
+        with self._guarded(now):
+            if not self.session.active or now.streams is None or now.fault is not None:
                 return
             if self.around.recording_open():
-                self.track.compute(now.call.call, "allocations recorded")
-                self.around.fall_back(
-                    "ComfyUI records the allocations of this model's blocks, so they cannot be skipped"
+                raise Unfit(
+                    "allocations recorded",
+                    "ComfyUI records the allocations of this model's blocks, so they cannot be skipped",
                 )
-                return
             self._enter(now, now.streams, args)
 
     def _enter(self, now: Pass, streams: Streams, args: dict[str, Any]) -> None:
@@ -160,11 +205,12 @@ class Trunk(Site):
 
     def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
-        with fail_open(self.session):
-            if slot == self.tapped and not now.skip:
+        with self._guarded(now):
+            if slot == self.tapped and not now.skip and now.fault is None:
                 now.tap = self.architecture.image(out, slot, now.text)[:, : now.targets].clone()
-            if slot != self.last or now.entered is None or not self.session.active:
+            if slot != self.last or now.entered is None or now.fault is not None or not self.session.active:
                 return out
+            self._check(now, out)
             entered, now.entered = now.entered, None
             left = {WHOLE: self.architecture.image(out, slot, now.text)[:, : now.targets]}
             if TEXT in entered:
@@ -182,10 +228,35 @@ class Trunk(Site):
         return out
 
     def _skipped(self, now: Pass, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
-        if slot != self.last:
-            return self.architecture.unchanged(args, slot)
-        assert now.stand_in is not None
-        return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
+        try:
+            if slot != self.last:
+                return self.architecture.unchanged(args, slot)
+            assert now.stand_in is not None
+            self._check(now, args)
+            return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
+        except Exception as error:
+            LOG.debug("SpectralCache", exc_info=True)
+            now.fault, now.again = error, True
+            raise Again from error
+
+    def _check(self, now: Pass, at_last: Mapping[str, torch.Tensor]) -> None:
+        """What is at the last block must be what came in at the first one: as many rows and tokens."""
+        assert now.streams is not None
+        came, here = now.streams.img.shape, self.architecture.image(at_last, self.last, now.text).shape
+        if here != came:
+            raise Unfit(
+                "foreign tokens",
+                f"{came[0]} x {came[1]} image tokens enter the blocks and {here[0]} x {here[1]} leave them",
+            )
+
+
+ONE_GRAPH = "the model is compiled as one graph, which leaves no room for block hooks (set fullgraph to false to skip"
+ONE_GRAPH += " blocks)"
+
+
+def _cannot_be_traced(error: Exception) -> bool:
+    """Whether a compiler refused a graph because of our hooks: only a graph that may not break does."""
+    return (type(error).__module__, type(error).__name__) == ("torch._dynamo.exc", "Unsupported")
 
 
 def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot, Hook], Options]:

@@ -20,7 +20,7 @@ from cache_core.history import History
 from cache_core.methods.freqca import freqca
 from cache_core.methods.spectralcache import spectralcache
 from cache_core.session import Session, flow_noise
-from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary
+from cache_core.trace import Recorder, RunBook, empty, report, speedup, summary, together
 from cache_core.track import REST, Facts, LaneKey, Track
 from cache_core.types import CacheError, Feature, Method, Probe, Schedule, Step
 
@@ -93,14 +93,15 @@ def test_batched_and_split_lanes_get_the_same(calls: list[list[str]]) -> None:
     assert {name: value for d in toy.predicted[-2:] for name, value in d.items()} == {"a": 997.0, "b": 998.0}
 
 
-def test_a_repeated_conditioning_bypasses() -> None:
+def test_a_repeated_conditioning_is_a_lane_of_its_own() -> None:
+    """Report 8: tiles, and further passes of a guider, are all forecast or all computed."""
     toy = Toy()
     toy.evaluate(0, [["a"]])
     assert toy.evaluate(1, [["a"], ["a"]]) == [True, False]
     record = toy.recorder.records[-1]
-    assert (record.action, record.work, record.calls, record.lanes) == ("partial", 0.5, 2, 1)
-    toy.evaluate(2, [["a"]])
-    assert toy.predicted[-1] == {"a": ord("a")}  # the bypassed call's feature (100 + a) was not kept
+    assert (record.action, record.work, record.calls, record.lanes) == ("partial", 0.5, 2, 2)
+    assert toy.evaluate(2, [["a"], ["a"]]) == [True, True]
+    assert toy.predicted[-2:] == [{"a": ord("a")}, {"a": 100 + ord("a")}]  # each its own
 
 
 def test_a_new_lane_is_computed_without_changing_the_decision() -> None:
@@ -318,17 +319,49 @@ def test_speedup_is_the_papers_of_design() -> None:
     assert speedup(records)["wall"] == pytest.approx(5 * 11.0 / 26.0)  # the first evaluation left out of both
 
 
-def test_the_run_book_keeps_sixteen_and_numbers_runs_of_one_node() -> None:
-    book = RunBook()
+def ran(node: str, steps: int, item: int = 0) -> dict[str, Any]:
+    return {**empty(), "run": {"prompt": "p", "node": node, "index": 0, "item": item}, "steps": steps}
+
+
+def test_the_run_book_keeps_the_newest_runs_of_every_node() -> None:
+    """Report 11: forty tiles of one node do not push out the run of another."""
+    book = RunBook(size=16, nodes=3)
     for i in range(20):
-        trace = empty()
-        trace["run"] = {"prompt": "p", "node": "a" if i % 2 else "b", "index": 0}
-        trace["steps"] = i
-        book.publish(trace)
-    assert len(book) == 16
+        book.publish(ran("a" if i % 2 else "b", i))
     newest = book.newest(lambda trace: trace["run"]["node"] == "b")
     assert newest is not None and (newest["steps"], newest["run"]["index"]) == (18, 9)
+    for tile in range(40):
+        book.publish(ran("tiles", tile))
+    assert len(book) == 10 + 10 + 16
+    assert [trace["steps"] for trace in book.beside(ran("tiles", 0))] == list(range(24, 40))
+    assert book.newest(lambda trace: trace["run"]["node"] == "b") is newest
+    for item in range(2):
+        book.publish(ran("list", item, item))
+    assert book.newest(lambda trace: trace["run"]["node"] == "b") is None  # the node that ran longest ago
     assert book.newest(lambda trace: False) is None
+
+
+def test_a_node_says_a_thing_once_a_prompt() -> None:
+    """Report 10: twenty runs of one step are one sentence, whatever its numbers."""
+    book, run = RunBook(), {"prompt": "p", "node": "a"}
+    assert book.unheard(run, "1 step leaves nothing") and not book.unheard(run, "3 steps leave nothing")
+    assert book.unheard(run, "another sentence")
+    assert book.unheard({**run, "prompt": "q"}, "1 step leaves nothing")
+    assert all(book.unheard({"prompt": None, "node": None}, "outside") for _ in range(2))
+
+
+def test_runs_of_one_node_are_one_report() -> None:
+    runs = []
+    for steps in (6, 12):
+        toy = Toy(steps=steps)
+        for step in range(steps):
+            toy.evaluate(step, [["a"]])
+        toy.recorder.note("a sentence")
+        runs.append(toy.recorder.finish("done", {"prompt": "p", "node": "a", "index": 0}))
+    whole = together(runs)
+    assert len(whole["evaluations"]) == 18 == whole["computed"] + whole["skipped"]
+    assert (whole["skipped"], whole["notes"]) == (runs[0]["skipped"] + runs[1]["skipped"], ["a sentence"])
+    assert "2 runs" in report(whole) and together(runs[:1]) is runs[0]
 
 
 def test_the_report_of_a_run_and_of_none() -> None:

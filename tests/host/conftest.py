@@ -213,6 +213,7 @@ class Host:
         self.comfy = sys.modules["comfy"]
         self.host = importlib.import_module(f"{PACK}.nodes.host")
         self.sites = importlib.import_module(f"{PACK}.nodes.sites")
+        self.stats_node = importlib.import_module(f"{PACK}.nodes.stats").SpectralCacheStats
         self.core = importlib.import_module(f"{PACK}.cache_core")
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
@@ -224,6 +225,8 @@ class Host:
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
+        self.foreign = _load_file(Path(__file__).with_name("foreign.py"))
+        self.words = _load_file(ROOT / "tests" / "packs" / "stand_in" / "words.py")
         self.model = self.load()
         self.size = (12, 16)  # of a latent, where a run says no other: h w
 
@@ -313,6 +316,11 @@ class Host:
         generator = torch.Generator().manual_seed(seed)
         text = torch.randn(1, tokens, 64, generator=generator)
         return [[text, {"pooled_output": torch.randn(1, 64, generator=generator)}]]
+
+    def caption(self, text: str) -> list[Any]:
+        """The conditioning of a caption, as the small FLUX was trained with; the unconditional one without a word."""
+        tokens, pooled = self.words.conditioning(text)
+        return [[tokens, {"pooled_output": pooled}]]
 
     def sample(
         self,

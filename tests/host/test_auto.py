@@ -363,7 +363,8 @@ def test_our_failure_costs_the_cache_and_never_the_picture(
     monkeypatch.setattr(owner, part, fail)
     out = host.sample(host.auto(site=site, **FAST), steps=12)
     trace = host.trace()
-    assert trace["state"] == "stood down" and sum("injected" in note for note in trace["notes"]) == 1
+    places = 2 if site == "trunk" else 1  # each place of the rule is tried
+    assert trace["state"] == "stood down" and sum("injected" in note for note in trace["notes"]) == places
     assert torch.isfinite(out).all() and len(trace["evaluations"]) == 12
     assert torch.equal(out, plain) == (part != "repair")  # a skip came before the first payment
 

@@ -149,11 +149,11 @@ def skip_layer(model: Any) -> Any:
     return SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, double_layers="0", single_layers="1")[0]
 
 
-@pytest.mark.claim("Conditioning", "Skip Layer Guidance, before and after our node")
+@pytest.mark.claim("Conditioning", "Skip Layer Guidance, before and after our node: its pass is forecast as well")
 @pytest.mark.parametrize("order", ["guidance after", "guidance before"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_skip_layer_guidance_bypasses_the_cache(host: Any, caching: Any, order: str, cfg: float) -> None:
-    """Its extra pass has the conditioning's uuid and sigma, with other patches: neither read nor written.
+def test_skip_layer_guidance_has_a_lane_of_its_own(host: Any, caching: Any, order: str, cfg: float) -> None:
+    """Its extra pass has the conditioning's uuid and sigma, with other patches: a repeat, treated as the others are.
 
     It also strengthens what a forecast has missed, so the steps are not as few as elsewhere here.
     """
@@ -170,10 +170,7 @@ def test_skip_layer_guidance_bypasses_the_cache(host: Any, caching: Any, order: 
     assert torch.isfinite(out).all()
     skips = [e for e in evaluations if e["skip"]]
     assert len(skips) >= 6
-    if caching.site == "guided":  # the extra pass is part of the evaluation, and goes with it
-        assert all(e["action"] == "skipped" and e["work"] == e["calls"] == 0 for e in skips)
-    else:
-        assert all(e["action"] == "partial" and 0 < e["work"] < 1 for e in skips)
+    assert all(e["action"] == "skipped" and e["work"] == 0 for e in skips)
     assert float((out - plain).abs().mean()) < float(plain.abs().mean())
 
 
