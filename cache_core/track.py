@@ -353,7 +353,7 @@ class Track:
         if repair is not None and self.session.revisits:  # further evaluations of this step need it too
             trail.repair = (step.index, keep(repair))
         held = {id(tensor) for tensor in (value, *lane.past.values())}
-        seen = self.rule.signal.observe(step, value, lane.past, tap)
+        seen = self.rule.signal.observe(step, value, lane.past, tap, grid)
         lane.past = {name: tensor if id(tensor) in held else keep(tensor) for name, tensor in seen.items()}
         if key == self._leader and figures:
             self._evidence = {name: keep(figure) for name, figure in figures.items()}

@@ -252,9 +252,11 @@ class Signal:
         """Compare two captures: named 0-dim float32 scalars on the device; no host read."""
         return {}
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
-        """See the feature of a computed evaluation and the stream at the tap; returns the past to keep. What it adds
-        stays in the past, through skipped evaluations, until it is replaced.
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
+        """See the feature of a computed evaluation and the stream at the tap, on its token grid; returns the past to
+        keep. What it adds stays in the past, through skipped evaluations, until it is replaced.
         """
         return past
 

@@ -47,6 +47,7 @@ class Toy:
     probe: Callable[[int], Probe] = lambda step: Probe()
     feature: Callable[[int], Tensor] = wander
     tap: Callable[[int], Tensor] | None = None
+    grid: tuple[int, ...] | None = None
     outs: list[Tensor] = field(default_factory=list)
 
     def run(self) -> Toy:
@@ -63,7 +64,7 @@ class Toy:
                 self.outs.append(track.predict(call))
             else:
                 self.outs.append(self.feature(step))
-                track.store(call, self.feature(step), tap=self.tap(step) if self.tap else None)
+                track.store(call, self.feature(step), grid=self.grid, tap=self.tap(step) if self.tap else None)
             session.end()
         session.close()
         return self
@@ -371,6 +372,41 @@ def test_adacache(codebook: str, scale: float) -> None:
     toy = Toy(METHODS["adacache"](codebook=codebook, scale=scale), tap=lambda step: wander(step, 2)).run()
     assert toy.skipped == [i for i in inner() if i not in computed] and toy.skipped
     assert toy.method.rules[0].signal.tap == 0.5 and not toy.method.rules[0].signal.needs
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.1, 0.3])
+def test_adacaches_motion_term(scale: float) -> None:
+    """Four frames of 2 x 2 tokens; a picture has none, and nothing changes for it."""
+    book = ((0.08, 3), (0.16, 2))
+    computed, following, before, rates = [0], 1, None, {}
+
+    def seen(step: int) -> Tensor:
+        return wander(step, 2) + 2  # frames that are alike
+
+    def motion(step: int) -> float:
+        frames = seen(step).unflatten(1, (4, 2, 2))
+        change, total = ((frames[:, 1:] + sign * frames[:, :-1]).abs().sum() for sign in (-1, 1))
+        return float((change / total / 0.385) ** 8)
+
+    for i in inner():
+        if i != following:
+            continue
+        last = computed[-1]
+        rate = float((seen(i) - seen(last)).abs().mean() / seen(i).abs().mean()) / (i - last)
+        before = motion(last)
+        if 0.1 <= i / STEPS <= 0.9:
+            rate *= motion(i) + abs(10 * (motion(i) - before) / (i - last))
+        rates[i] = rate
+        computed.append(i)
+        following = i + next((n for bound, n in book if rate < bound * scale), 1)
+    params = {"codebook": "slow", "scale": scale, "motion": True}
+    video = Toy(METHODS["adacache"](**params), tap=seen, grid=(4, 2, 2)).run()
+    assert video.skipped == [i for i in inner() if i not in computed]
+    shown = {r.step: r.scores["rate"] for r in video.recorder.records[2:-1]}
+    assert all(shown[i + 1] == pytest.approx(rate, rel=1e-4) for i, rate in rates.items() if i + 1 in shown)
+    flat = [Toy(METHODS["adacache"](**{**params, "motion": on}), tap=seen, grid=(4, 4)).run() for on in (True, False)]
+    assert flat[0].skipped == flat[1].skipped != video.skipped
+    assert len(video.skipped) > 2
 
 
 # forecasts ------------------------------------------------------------------------------------------------------------
