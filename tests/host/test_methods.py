@@ -98,7 +98,8 @@ def test_fastcache_skips_single_blocks(host: Any) -> None:
         assert {e["action"] for e in trace["evaluations"]} == {"computed", "partial" if threshold < 1 else "skipped"}
         maps = host.diffusion_model.hidden_size * 2 * 2  # slope and offset, of image and text
         inputs = host.diffusion_model.hidden_size * 6  # what the signal compares with
-        assert trace["cache_bytes"] == 2 * host.blocks * 4 * (maps + inputs)
+        kept = 2 * host.blocks * 4 * (maps + inputs)  # beside it only what the run itself keeps of a latent
+        assert kept <= trace["cache_bytes"] < 1.1 * kept
 
 
 def test_fastcache_fits_what_entered_a_block_and_what_left_it(host: Any) -> None:
