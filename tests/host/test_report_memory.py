@@ -45,7 +45,7 @@ def causal(host: Any) -> Causal:
 
 
 @pytest.mark.parametrize(
-    ("method", "start", "batch"), [("Apply", "text", 1), ("FreqCa", "picture", 1), ("Auto", "picture", 2)]
+    ("method", "start", "batch"), [("Apply", "text", 1), ("FreqCa", "picture", 1), ("Auto", "text", 2)]
 )
 def test_report_03_ar_video_kv_cache(
     host: Any, causal: Causal, caplog: pytest.LogCaptureFixture, method: str, start: str, batch: int
