@@ -424,6 +424,8 @@ def _guided(run: Run, guider: Any, sigmas: Sequence[float], model_options: Mappi
         return
     more, alone = does_more(guider.conds, model_options), _alone(model_options)
     for track in run.session.tracks:
+        if track.rule.places[0].kind == Branch.name:  # it has sections of its own
+            continue
         where_more = track.rule.around is not None and track.rule.around.kind == Guided.name and alone
         if track.rule.places[0].kind == Guided.name or (where_more and more) or track.section is not None:
             run.skip_evaluations(track, guider)

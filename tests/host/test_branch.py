@@ -122,7 +122,7 @@ def test_a_measured_distance_decides(host: Any, rows: Any) -> None:
 
 def test_nothing_is_held_after_a_run(host: Any, remains: Any) -> None:
     host.sample(derived(host), cfg=3.0, steps=STEPS, size=SIZE)
-    assert len(remains.tensors) == 4 and [ref for ref in remains.tensors if ref() is not None] == []
+    assert len(remains.tensors) >= 4 and [ref for ref in remains.tensors if ref() is not None] == []
 
 
 # arrangements ---------------------------------------------------------------------------------------------------------
