@@ -64,7 +64,7 @@ class Course:
     def visit(self, sigma: float, *, ordered: bool, apart: str = "") -> Stand:
         """Locate an evaluation, and count it. `ordered`: it is in progress, so that its place in the order is known."""
         plain = self.schedule.index(sigma)
-        if apart or sigma <= 0:
+        if apart or (ordered and sigma <= 0):
             return Stand(self.schedule.at(sigma), apart or SIGMA_ZERO)
         index = self._ordered(sigma, plain) if ordered else plain
         again = ordered and plain == 0 and self._index >= REACH and self._on(sigma, 0)

@@ -164,3 +164,21 @@ class Aligned(Predictor):
         gamma = torch.nan_to_num(figures["gamma"], nan=1.0).clamp(1.0, self.most).to(newest.device)
         before = history[-2].value.float()
         return (before + gamma * (newest.float() - before)).to(newest.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Rising(Weighted):
+    """FasterCache (2410.19355, sec. 3.2): F_a + (F_a - F_b) · w, a the newest computed feature and b the one before it,
+    whatever their spacing. w rises from 0 at `start` (in progress) to 1 at the end, or is `fixed`.
+    """
+
+    start: float = 0.0
+    fixed: float | None = None
+    depth = 2
+
+    def weights(self, history: Sequence[Feature], now: Step) -> list[float]:
+        if len(history) < 2:
+            return [1.0]
+        rising = (now.progress - self.start) / max(1 - self.start, 1e-6)
+        w = min(max(rising, 0.0), 1.0) if self.fixed is None else self.fixed
+        return [*(0.0 for _ in history[2:]), -w, 1.0 + w]

@@ -11,6 +11,7 @@ import torch
 
 from .coefficients import Calibration, rescale
 from .placement import following
+from .tables import State, single
 from .types import BUDGET, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
 
 NEGATIVE_NOTE = "the fitted polynomial was negative for some changes; these counted as 0"
@@ -32,6 +33,20 @@ class Bell:
         """tau_eff at this step, in the threshold's own unit."""
         phase = (1.0 - math.cos(2.0 * math.pi * step.index / step.total)) / 2.0
         return self.tau * (self.s_min + (self.s_max - self.s_min) * phase)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged(Bell):
+    """A threshold for one module: `tau` where it is the fragile one, `loose` where the stage rule lets it be reused
+    alone.
+    """
+
+    loose: float = 0.0
+    module: State = State.MLP
+
+    def __call__(self, step: Step) -> float:
+        tau = self.loose if single(step.index, step.total) == self.module else self.tau
+        return Bell(tau, self.s_min, self.s_max)(step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +326,8 @@ class AllOf(Gate):
         agreed = "below every limit" if limits else "between computed steps"
         only = [verdict.only for verdict in verdicts if verdict.only is not None]
         layers = frozenset.intersection(*only) if only else None
-        return Verdict(not refusal, refusal or agreed, limits, note, self._scores(verdicts, reading), layers)
+        gain = next((verdict.gain for verdict in verdicts if verdict.gain is not None), None)
+        return Verdict(not refusal, refusal or agreed, limits, note, self._scores(verdicts, reading), layers, gain)
 
     def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
         parts = [

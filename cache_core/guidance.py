@@ -77,7 +77,9 @@ class BranchDistance(Signal):
 
     tap = 1.0
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
         if tap is None:
             return past
         return {**past, "distance": feature.float().abs().mean() / tap.float().abs().mean()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .storage import SCALE
 from .types import SIGMA_TOLERANCE, Feature
 
 
@@ -22,9 +23,14 @@ class History:
         return self.entries[:-1] if same else self.entries
 
     def push(self, feature: Feature) -> History:
-        """Add a computed feature; only the newest keeps what was learned with it."""
+        """Add a computed feature; only the newest keeps what was learned with it, but for what it takes to read one."""
         before = self.before(feature.at.sigma)
-        earlier = tuple(replace(entry, learned={}) if entry.learned else entry for entry in before)
+        earlier = tuple(
+            replace(entry, learned={name: tensor for name, tensor in entry.learned.items() if name == SCALE})
+            if entry.learned
+            else entry
+            for entry in before
+        )
         return replace(self, entries=(*earlier, feature)[-self.depth :])
 
     def __len__(self) -> int:

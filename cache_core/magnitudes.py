@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
 
+from .types import CacheError
+
 MU = 1.15
 
 
@@ -38,6 +40,19 @@ class Curve:
         knots = [*zip(self.sigmas, accumulate(math.log(gamma) for gamma in self.gammas), strict=True)]
         levels = [_between(knots, sigma) for sigma in sigmas]
         return (1.0, *(math.exp(after - before) for before, after in pairwise(levels)))
+
+
+def listed(text: str) -> Curve:
+    """A curve from a list as people paste it: ratios of one calibration run, parted by commas or spaces."""
+    try:
+        gammas = tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise CacheError(f"ratios is no list of numbers ({error}); write it like 1.0, 1.21, 1.12") from None
+    if len(gammas) < 2 or not all(0 < gamma < math.inf for gamma in gammas):
+        raise CacheError(
+            f"ratios has {len(gammas)} numbers; give one above 0 for each step of a run, as 1.0, 1.21, 1.12"
+        )
+    return Curve(gammas, "given")
 
 
 def _between(knots: Sequence[tuple[float, float]], sigma: float) -> float:

@@ -5,11 +5,11 @@ From a latent x0, told D0 at sigma0, every deterministic sampler goes first to
 
     x0 + (sigma1 - sigma0) · d0,    d0 = (x0 - D0) / sigma0
 
-or to another place along d0 (a first step, or a first stage, has nothing else to go by). Later moves follow what was
-told before, too, and guidance can be followed in another way (CFG++): what that leaves beside d0 is smooth. Noise of
-the sampler's own is white: neighbouring elements differ by twice their variance. So every move behind a computed
-evaluation is looked at. A sampler that makes its noise anew throws the latent away: it goes all of sigma0 along d0, in
-its second move too (LCM; from pure noise others do so once).
+or to another place along d0 (a first step, or a first stage, has nothing else to go by). What is left beside d0 is
+noise of the sampler's own if it is white: neighbouring elements differ by twice their variance. Later moves follow what
+was told before, too, which can be as rough on a small picture; they count only where the sampler is said to add noise,
+since some begin late. A sampler that makes its noise anew throws the latent away: it goes all of sigma0 along d0, and
+does so in its second move too (LCM; from pure noise others do it once).
 
 A model that gives the same D, or the same d, for two different inputs to the last bits has not been run: some other
 cache stands in for it. The figures go into the evaluation's one read; nothing waits for them.
@@ -33,11 +33,14 @@ SAME, APART = 1e-5, 1e-3
 
 class Motion:
     """Latents and answers of a run. `keep` makes what outlives an evaluation; `moves`: whether latents can be compared
-    (not where something else is mixed into them, as under a mask); once: whether the first move is enough.
+    (not where something else is mixed into them, as under a mask); suspect: whether the sampler is said to add noise;
+    once: whether the first move is enough.
     """
 
-    def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool, prefix: str = "", once: bool = False) -> None:
-        self.keep, self.moves, self.prefix, self.once = keep, moves, prefix, once
+    def __init__(
+        self, keep: Callable[[Tensor], Tensor], moves: bool, prefix: str = "", suspect: bool = False, once: bool = False
+    ) -> None:
+        self.keep, self.moves, self.prefix, self.suspect, self.once = keep, moves, prefix, suspect, once
         self.measured, self.stochastic, self.gone, self.repeats = False, False, 0.0, False
         self._seen = 0
         self._went: list[float] = []
@@ -62,7 +65,8 @@ class Motion:
 
     def leave(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
         """The sampler is told this."""
-        if self.moves and (len(self._went) < self._enough or not (self.stochastic or self.once)):
+        thrown = self.stochastic and len(self._went) < self._enough
+        if self.moves and (self._seen == 1 or thrown or (self.suspect and not self.stochastic)):
             self._told = (self.keep(x), self.keep(denoised), self.keep(sigma))
 
     def computed(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:
@@ -83,6 +87,10 @@ class Motion:
         """Moves that tell whether latents are thrown away."""
         return 1 if self.once else 2
 
+    def look_away(self) -> None:
+        """Latents cannot be compared after all."""
+        self.moves, self._told = False, None
+
     def figures(self) -> Figures:
         """What waits to be read."""
         return {self.prefix + name: figure for name, figure in self._figures.items()}
@@ -92,7 +100,9 @@ class Motion:
         moved, reaching = self.prefix + STRAYED in reading, self.prefix + GONE in reading
         strayed, rough, gone = (reading.pop(self.prefix + name, 0.0) for name in (STRAYED, ROUGH, GONE))
         noisy = strayed > NOISE and rough > WHITE
-        self.measured, self.stochastic = self.measured or moved, self.stochastic or noisy
+        if moved and (self.suspect or not self.measured):
+            self.stochastic |= noisy
+        self.measured |= moved
         if reaching:
             self._went.append(gone if noisy else 0.0)
             self.gone = min(self._went) if len(self._went) == self._enough else 0.0

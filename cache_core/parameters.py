@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .profile import Profile
 from .types import CacheError, Method
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a method. Its kind follows from the default: true or false, whole, a number, or one of `choices`.
+    """A parameter of a method. Its kind follows from the default: true or false, whole, a number, one of `choices`, or
+    text where there are none.
 
     low, high: smallest and largest value; tooltip: what it does, in which direction it trades, typical values; folded:
     among the advanced inputs of a node; late: came behind the node's first release, so that old graphs lack it.
@@ -43,6 +45,9 @@ class Parameter:
         if self.choices:
             if value not in self.choices:
                 raise CacheError(f"{self.name} is {value!r}; use {' or '.join(self.choices)}")
+        elif isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise CacheError(f"{self.name} is {value!r}; use text")
         elif isinstance(self.default, bool):
             if not isinstance(value, bool):
                 raise CacheError(f"{self.name} is {value!r}; use true or false")
@@ -75,7 +80,8 @@ class Published:
     the tests of the invariants run on these.
     variants: the same for other places that the method can be asked to use; aliases: further words by which the graph's
     search finds it; advice: one sentence on when to use it; own_node: whether it has a node of its own, besides being
-    an option of Cache Method, and so runs in every test of the invariants.
+    an option of Cache Method, and so runs in every test of the invariants; profiled: whether its function takes what a
+    calibration learned of the model, as `profile` (None where there is none).
     """
 
     title: str
@@ -89,16 +95,23 @@ class Published:
     aliases: tuple[str, ...] = ()
     advice: str = ""
     own_node: bool = False
+    profiled: bool = False
 
-    def __call__(self, **given: Any) -> Method:
-        """The method with these values. Raises `CacheError` on values that no run could use and on unknown names."""
+    def __call__(self, profile: Profile | None = None, **given: Any) -> Method:
+        """The method with these values. Raises `CacheError` on values that no run could use and on unknown names, and
+        for a profile that it would not use.
+        """
+        if profile is not None and not self.profiled:
+            raise CacheError(f"{self.title} uses no profile; take it off")
         unknown = given.keys() - {parameter.name for parameter in self.parameters}
         if unknown:
             known = ", ".join(parameter.name for parameter in self.parameters)
             raise CacheError(f"{self.title} has no {' and no '.join(sorted(unknown))}; it has {known}")
         params = {**self.defaults, **given}
         self.check(params)
-        return replace(self.build(**params), params=params)
+        if not self.profiled:
+            return replace(self.build(**params), params=params)
+        return replace(self.build(**params, profile=profile), params=params)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -129,8 +142,9 @@ def published(
     aliases: tuple[str, ...] = (),
     advice: str = "",
     own_node: bool = False,
+    profiled: bool = False,
 ) -> Callable[[Callable[..., Method]], Published]:
     """Publish a method's function; see `Published`."""
     return lambda build: Published(
-        title, build, parameters, orders, never, refusing, skipping, variants, aliases, advice, own_node
+        title, build, parameters, orders, never, refusing, skipping, variants, aliases, advice, own_node, profiled
     )

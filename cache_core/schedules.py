@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -46,17 +46,19 @@ class Codebook(Gate):
 @dataclass(frozen=True, slots=True)
 class Listed(Gate):
     """Skip the steps that a table gives for the run's own noise levels: a fixed schedule. `only`: the layers that the
-    skip of a step is for, None for all.
+    skip of a step is for, None for all; `note`: what to say of the table in this run, if anything.
     """
 
     table: Callable[[Schedule], frozenset[int]]
     only: Callable[[Step], frozenset[int] | None] | None = None
+    note: Callable[[Schedule], str] | None = None
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         if step.schedule is None:
             return Verdict(False, "no schedule")
         only = None if self.only is None else self.only(step)
-        return Verdict(step.index in self.table(step.schedule), "table", only=only)
+        note = "" if self.note is None else self.note(step.schedule)
+        return Verdict(step.index in self.table(step.schedule), "table", note=note, only=only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,19 @@ class Growing(Gate):
             found.add(place)
             count += 1
         return frozenset(found)
+
+
+@lru_cache(maxsize=64)
+def shrinking(total: int, warmup: int, most: int, least: int) -> frozenset[int]:
+    """The computed steps of a run whose intervals shrink in a straight line, from `most` behind the warm-up to `least`
+    at the end (ProfilingDiT).
+    """
+    found, place = set(range(warmup)), warmup - 1
+    while place < total:
+        share = (place - (warmup - 1)) / max(total - warmup, 1)
+        place += max(1, round(most - (most - least) * share))
+        found.add(place)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +134,29 @@ def quadratic(total: int, count: int, centre: int, power: float) -> frozenset[in
 
 @dataclass(frozen=True, slots=True)
 class Magnitude(Gate):
-    """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` names one of `magnitudes.CURVES`; None:
-    the model's own, if there is one. The two branches of guidance follow the first one's.
+    """MagCache's rule on a magnitude curve over sigma: see `skipped`. `curve` is one, or names one of
+    `magnitudes.CURVES`; None: the model's own, if there is one. `gain`: what stands in follows the curve too. The two
+    branches of guidance follow the first one's.
     """
 
     limit: float
     most: int
     retention: float
-    curve: str | None = None
+    curve: Curve | str | None = None
+    gain: bool = False
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        curve = CURVES.get(self.curve or calibration.name)
+        curve = self.curve if isinstance(self.curve, Curve) else CURVES.get(self.curve or calibration.name)
         if curve is None or step.schedule is None:
             note = f"there is no magnitude curve for {calibration.name}; name one in curve" if curve is None else ""
             return Verdict(False, "no curve", note=note)
-        return Verdict(step.index in skipped(curve, step.schedule, self.limit, self.most, self.retention), "curve")
+        skip = step.index in skipped(curve, step.schedule, self.limit, self.most, self.retention)
+        return Verdict(skip, "curve", gain=partial(_grown, curve, step) if self.gain else None)
+
+
+def _grown(curve: Curve, now: Step, anchor: Step) -> float:
+    """The product of the ratios from the anchor to this step."""
+    return curve.ratios((anchor.sigma, now.sigma))[1]
 
 
 def skipped(curve: Curve, schedule: Schedule, limit: float, most: int, retention: float) -> frozenset[int]:

@@ -54,7 +54,7 @@ class Session:
         self.keep, self.observe, self.has_float64 = keep, observe, has_float64
         self.told_to_correct = corrects
         self.active = not method.never
-        self.motion = Motion(keep, measures) if self.active else None
+        self.motion = Motion(keep, measures, suspect=not corrects) if self.active else None
         self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .types import CacheError, Figures, Past, Probe, Signal, Step
+from .spectrum import content
+from .types import CacheError, Figures, Grid, Past, Probe, Signal, Step
 
 
 def _band_sums(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -68,6 +69,24 @@ class ModulatedL1(Signal):
         return min(max(int(values.shape[-1] * self.split), 1), values.shape[-1] - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class ContentL1(Signal):
+    """Relative L1 change of the modulated input's content: each capture behind `spectrum.content` at its own noise
+    level (SeaCache 2602.18993), target tokens only. Without a token grid nothing is filtered. Figure: "d".
+    """
+
+    needs = frozenset({"modulated", "sigma", "grid"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.modulated is None or probe.sigma is None:
+            raise CacheError("ContentL1 needs the modulated input and the noise level; use it at a described trunk")
+        target = probe.modulated[:, : probe.targets]
+        return {"content": target if probe.grid is None else content(target, probe.grid, probe.sigma).to(target.dtype)}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        return {"d": _change(now["content"], before["content"])}
+
+
 def _change(now: Tensor, before: Tensor) -> Tensor:
     """Relative L1 change, a 0-dim float32 scalar."""
     return _ratio((now.float() - before.float()).abs().mean(), before.float().abs().mean())
@@ -109,7 +128,9 @@ class ProbeL1(Signal):
             )
         return figures
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
         earlier = {"earlier": past["anchor"]} if "anchor" in past else {}
         return {**past, **earlier, "anchor": past["head"]}
 
@@ -144,22 +165,39 @@ class MiddleRate(Signal):
     """How much the stream in the middle of the trunk changes per step, between the last two computed evaluations
     (AdaCache 2411.02397, eq. 4): |p_a - p_b|_1 / |p_a|_1 / steps. Known before the next evaluation begins. Figure:
     "rate".
+
+    motion: times m + |10 · (m_a - m_b) / steps| between a tenth and nine tenths of the run, m = (v / 0.385)^8 and v the
+    difference of neighbouring frames over their sum, both L1 (sec. 3.3); only where the grid has frames.
     """
 
+    motion: bool = False
     tap = 0.5
 
     def score(self, now: Past, before: Past) -> Figures:
         return {"rate": before["rate"]} if "rate" in before else {}
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
         if tap is None:
             return past
         at = torch.full((), float(step.index), device=tap.device)
         kept = {**past, "middle": tap, "at": at}
+        steps = (at - past.get("at", at)).clamp(min=1)
         if "middle" in past:
-            steps = (at - past["at"]).clamp(min=1)
             kept["rate"] = (tap.float() - past["middle"].float()).abs().mean() / tap.float().abs().mean() / steps
+        if self.motion and grid is not None and len(grid) == 3 and grid[0] > 1:
+            kept["motion"] = _motion(tap.float().unflatten(1, grid))
+            if "motion" in past and "rate" in kept and 0.1 <= step.progress <= 0.9:
+                turn = 10 * (kept["motion"] - past["motion"]) / steps
+                kept["rate"] = kept["rate"] * (kept["motion"] + turn.abs())
         return kept
+
+
+def _motion(frames: Tensor) -> Tensor:
+    """How much neighbouring frames differ (b t h w d), as AdaCache scales it."""
+    after, before = frames[:, 1:], frames[:, :-1]
+    return ((after - before).abs().sum() / (after + before).abs().sum() / 0.385) ** 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +225,9 @@ class InputChange(Signal):
         since = before["anchor"] if self.anchored else before["input"]
         return {"d": before["rate"] * self._moved(now["input"], since) / before["size"]}
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
         x = past["input"]
         out = feature.unflatten(1, x.shape[1:-1]) + x
         kept = {**past, "anchor": x, "output": self._sparse(out), "size": out.float().abs().mean()}

@@ -37,6 +37,24 @@ def low_pass(values: Tensor, grid: Grid, transform: Transform, cutoff: float, ro
     return low.flatten(1, len(grid))
 
 
+def content(values: Tensor, grid: Grid, sigma: Tensor) -> Tensor:
+    """What of b n d token features is picture rather than noise at this noise level (0-dim): SeaCache (2602.18993).
+
+    The Wiener filter of a flow model's mix a·x + b·noise with a = 1 - sigma, b = sigma, where natural pictures have the
+    power spectrum S = f^-k, f in cycles a token, k the number of axes (2 for pictures, 3 for video); the zero frequency
+    counts as the lowest one. G = a·S / (a²·S + b²), divided by its mean over the grid. float32 b n d.
+    """
+    dims = tuple(range(1, len(grid) + 1))
+    axes = [torch.fft.fftfreq(size, device=values.device) for size in grid]
+    largest = math.sqrt(sum((size // 2 / size) ** 2 for size in grid))
+    frequency = radii(axes, 1.0).clamp(min=1 / max(grid) if largest else 1.0)
+    spectrum, a, b = frequency ** -len(grid), 1 - sigma.float(), sigma.float()
+    filtered = a * spectrum / (a.square() * spectrum + b.square())
+    filtered = torch.where(a > 0, filtered / filtered.mean(), torch.ones_like(filtered))  # pure noise: all alike
+    planes = torch.fft.fftn(values.float().unflatten(1, grid), dim=dims)
+    return torch.fft.ifftn(planes * filtered[..., None], dim=dims).real.flatten(1, len(grid))
+
+
 class Rings:
     """Radial bands of a token grid in the DCT domain: band b holds radii from edges[b - 1] up to edges[b] of the
     largest. Without a grid or edges there is one band, and coefficients are the values themselves.

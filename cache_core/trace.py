@@ -93,6 +93,7 @@ class Recorder:
     watches: list[Stopwatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cache_bytes: int = 0
+    foreseen_bytes: int = 0
     stood_down: bool = False
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unheard: Callable[[str], bool] = lambda text: True
@@ -126,6 +127,7 @@ class Recorder:
             PARTIAL: count[PARTIAL],
             "speedup": speedup(self.records),
             "cache_bytes": self.cache_bytes,
+            "foreseen_bytes": self.foreseen_bytes,
             "notes": list(self.notes),
             "counted": {name: sum(reasons[r] for r in alone) for name, alone in self.counted.items()},
         }
@@ -232,7 +234,10 @@ def _gain(trace: Trace) -> list[str]:
         return []
     lines = [f"Model: {trace['model']}; site: {trace['site']}; state: {trace['state']}"]
     lines.append(f"Speed-up: {_speedup(trace, wall, by_count)}")
-    lines.append(f"Memory held by the cache: {megabytes(trace['cache_bytes'])}, all of it freed after the run")
+    foreseen = f" ({megabytes(trace['foreseen_bytes'])} foreseen)" if trace.get("foreseen_bytes") else ""
+    lines.append(
+        f"Memory held by the cache: {megabytes(trace['cache_bytes'])}{foreseen}, all of it freed after the run"
+    )
     return lines
 
 

@@ -13,6 +13,7 @@ from .coefficients import Calibration
 from .corrections import Debt
 from .course import SIGMA_ROSE
 from .history import History
+from .storage import packed, unpacked
 from .trace import Stopwatch
 from .types import WHOLE, Feature, Figures, Grid, Past, Probe, Rule, Step, Unit, Verdict
 
@@ -258,7 +259,8 @@ class Track:
             lane = self._lanes[key]
             if not lane.gap or lane.gap[-1].index < step.index:  # a step counts once, however often it is evaluated
                 lane.gap = (*lane.gap, step)
-            parts.append(predictor.predict(lane.trails[unit].history.entries, step, grid, self._figures))
+            history = self._entries(lane, lane.trails[unit].history.entries)
+            parts.append(self._scaled(predictor.predict(history, step, grid, self._figures), history[-1].at))
             self._tell(key, unit, Feature(step, parts[-1]), {}, skipped=True)
         return torch.cat(parts)
 
@@ -333,7 +335,8 @@ class Track:
         predictor, keep = self.rule.predictor, self.session.keep
         trail = lane.trails.setdefault(unit, Trail(History(predictor.depth)))
         value = keep(feature)
-        history, before = trail.history.entries, trail.history.before(step.sigma)
+        history = self._entries(lane, trail.history.entries)
+        before = history[: len(trail.history.before(step.sigma))]
         inherited = history[-1].learned if len(before) < len(history) else {}  # of the entry that this one replaces
         new = Feature(step, value, inherited)
         repair = trail.repair[1] if trail.repair and trail.repair[0] == step.index else None
@@ -345,17 +348,37 @@ class Track:
             trail.debt = debt and replace(debt, amount=keep(debt.amount))
         learned, figures = predictor.learn(before, new, grid)
         new = replace(new, learned={name: keep(tensor) for name, tensor in learned.items()})
-        trail.history, trail.repair = trail.history.push(new), None
+        trail.history, trail.repair = trail.history.push(self._held(new)), None
         lane.stored = True
         if repair is not None and self.session.revisits:  # further evaluations of this step need it too
             trail.repair = (step.index, keep(repair))
         held = {id(tensor) for tensor in (value, *lane.past.values())}
-        seen = self.rule.signal.observe(step, value, lane.past, tap)
+        seen = self.rule.signal.observe(step, value, lane.past, tap, grid)
         lane.past = {name: tensor if id(tensor) in held else keep(tensor) for name, tensor in seen.items()}
         if key == self._leader and figures:
             self._evidence = {name: keep(figure) for name, figure in figures.items()}
         self._tell(key, unit, new, figures, skipped=False)
         return repair
+
+    def _held(self, feature: Feature) -> Feature:
+        """The feature as it is kept for later evaluations."""
+        if self.rule.store == "device":
+            return feature
+        held = packed(feature, self.rule.store)
+        return replace(held, value=self.session.keep(held.value),
+                       learned={name: self.session.keep(tensor) for name, tensor in held.learned.items()})  # fmt: skip
+
+    def _entries(self, lane: Lane, entries: tuple[Feature, ...]) -> tuple[Feature, ...]:
+        """Kept features as they were."""
+        facts = lane.facts
+        if self.rule.store == "device" or facts is None:
+            return entries
+        return tuple(unpacked(entry, self.rule.store, facts.dtype, facts.device) for entry in entries)
+
+    def _scaled(self, feature: Tensor, anchor: Step) -> Tensor:
+        """What stands in, times what the gate says of features that were computed at the anchor."""
+        gain = self.verdict.gain if self.verdict is not None else None
+        return feature if gain is None else feature * gain(anchor)
 
     def _tell(self, key: LaneKey, unit: Unit, feature: Feature, figures: Figures, skipped: bool) -> None:
         if self.session.observe is not None:

@@ -47,14 +47,19 @@ class Place:
     """Where a rule can skip. `kind` is the name of a site.
 
     head, tail: layers at either end that always run, so that the decision falls behind the first `head` and the last
-    `tail` run on what stands in; only: the numbers of the layers that count, None for all.
+    `tail` run on what stands in; only: the numbers of the layers that count, None for all; budget: bytes that may be
+    held there, of which the last layers get what there is, 0 for no limit.
     """
 
     kind: str
     head: int = 0
     tail: int = 0
     only: tuple[int, ...] | None = None
+    budget: float = 0.0
 
+
+Store = Literal["device", "ram", "fp8"]
+"""Where and how a feature is held until it is used; see `storage`."""
 
 GUIDED = Place("guided")
 """The guided result of an evaluation, whatever calls it takes to make it."""
@@ -212,7 +217,7 @@ class Feature:
 class Verdict:
     """A gate's answer for one evaluation. `limits` carries the name and value of each limit it applied; `scores` what
     it compared with them, where that is not what was read; `only` the layers that a skip is for (from 0, or backwards
-    from -1), None for all.
+    from -1), None for all; `gain` says what to multiply what stands in with, for a feature computed at that step.
     """
 
     skip: bool
@@ -221,6 +226,7 @@ class Verdict:
     note: str = ""
     scores: Mapping[str, float] | None = None
     only: frozenset[int] | None = None
+    gain: Callable[[Step], float] | None = None
 
 
 # the parts ------------------------------------------------------------------------------------------------------------
@@ -246,9 +252,11 @@ class Signal:
         """Compare two captures: named 0-dim float32 scalars on the device; no host read."""
         return {}
 
-    def observe(self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None) -> Past:
-        """See the feature of a computed evaluation and the stream at the tap; returns the past to keep. What it adds
-        stays in the past, through skipped evaluations, until it is replaced.
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
+        """See the feature of a computed evaluation and the stream at the tap, on its token grid; returns the past to
+        keep. What it adds stays in the past, through skipped evaluations, until it is replaced.
         """
         return past
 
@@ -342,6 +350,7 @@ class Rule:
     model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
     place of single blocks: how each channel goes through the block, as two vectors. around: the place that comes first
     where an evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes).
+    store: how features are held.
     """
 
     places: tuple[Place, ...]
@@ -351,6 +360,7 @@ class Rule:
     feature: Literal["residual", "absolute", "output", "denoised", "affine"] = "residual"
     correction: Correction | None = None
     around: Place | None = None
+    store: Store = "device"
 
 
 @dataclass(frozen=True, slots=True)

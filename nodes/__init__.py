@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .auto_apply import SpectralCacheAutoApply
+from .calibrate import SpectralCacheCalibrate
 from .compare import SpectralCacheCompare
 from .feb_apply import SpectralCacheFEBApply
 from .freqca_apply import SpectralCacheFreqCaApply
@@ -29,4 +30,5 @@ class SpectralCacheExtension(ComfyExtension):
             SpectralCacheMethodApply,
             SpectralCacheStats,
             SpectralCacheCompare,
+            SpectralCacheCalibrate,
         ]

@@ -15,7 +15,7 @@ from ..cache_core import methods
 from ..cache_core.parameters import Parameter, Published
 from ..cache_core.types import CacheError
 from . import host
-from .schema import ADVANCED, schema
+from .schema import ADVANCED, PROFILE, schema
 
 
 class ApplyNode(io.ComfyNode):
@@ -38,6 +38,7 @@ class ApplyNode(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip=f"The model to speed up: {cls.MODELS}"),
                 *(widget(parameter) for parameter in methods()[cls.METHOD].parameters),
+                *_profile(methods()[cls.METHOD]),
             ],
             outputs=[
                 io.Model.Output(
@@ -50,13 +51,19 @@ class ApplyNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, **params: Any) -> io.NodeOutput:
+    def execute(cls, model: Any, profile: Any = None, **params: Any) -> io.NodeOutput:
         """Checks everything again, since linked values are only known now."""
         try:
-            method = methods()[cls.METHOD](**params)
+            method = methods()[cls.METHOD](host.fitting(model, profile), **params)
         except CacheError as error:
             raise CacheError(f"{cls.NAME}: {error}") from None
         return io.NodeOutput(host.attach(model, method, cls.hidden.unique_id))
+
+
+def _profile(method: Published) -> list[Any]:
+    """The input of what a calibration learned, for a method that uses it."""
+    tooltip = "What Cache Calibrate learned of this model. Off: the method follows a stated default."
+    return [io.Custom(PROFILE).Input("profile", optional=True, tooltip=tooltip)] if method.profiled else []
 
 
 def compared(name: str, method: Published, *others: str) -> Any:
@@ -87,6 +94,8 @@ def widget(parameter: Parameter) -> io.Input:
         options["optional"] = True
     if parameter.choices:
         return io.Combo.Input(parameter.name, options=list(parameter.choices), **options)
+    if isinstance(parameter.default, str):
+        return io.String.Input(parameter.name, **options)
     if isinstance(parameter.default, bool):
         return io.Boolean.Input(parameter.name, **options)
     if isinstance(parameter.default, int):

@@ -35,10 +35,11 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
+from ..cache_core.profile import Profile
 from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import LaneKey, Observe, Track
-from ..cache_core.types import MODEL, Place, Schedule
+from ..cache_core.types import ATTENTION, MODEL, CacheError, Place, Schedule
 from .conditioning import (
     Flags,
     control_slots,
@@ -56,7 +57,7 @@ from .pieces import Piece
 from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
-KEY = "spectralcache"
+KEY, CALIBRATION = "spectralcache", "spectralcache calibration"
 
 RUNS = RunBook()
 
@@ -145,6 +146,42 @@ def attachment_of(model: Any) -> Attachment | None:
     return found if isinstance(found, Attachment) else None
 
 
+def calibrating(model: Any, method: Method, observe: Observe, around: Callable[..., Any]) -> Any:
+    """A clone on which a calibration runs: `around` stands around every evaluation (PREDICT_NOISE) and may ask for it
+    more than once; a cache that is on the model is left out.
+    """
+    clone = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    for key in (KEY, CALIBRATION):  # the wrapper that was there first is the outer one
+        clone.remove_wrappers_with_key(kind, key)
+    clone.add_wrapper_with_key(kind, CALIBRATION, around)
+    return _attach(clone, Attachment(method, None, observe))
+
+
+def fingerprint(model: Any) -> tuple[str, str]:
+    """(family, dimensions) of a ModelPatcher's diffusion model, alike for every weight format."""
+    bare = _bare(model.get_model_object("diffusion_model"))
+    architecture = architecture_of(bare)
+    if architecture is None:
+        name = type(bare).__name__
+        return name, name
+    slots = architecture.slots(bare)
+    width = max((part.width for part in architecture.parts(bare, slots[0], ATTENTION.kind)), default=0)
+    return architecture.name, f"{architecture.name}, {len(slots)} blocks of {width}"
+
+
+def fitting(model: Any, profile: Any) -> Profile | None:
+    """The profile, if it is of this model. Raises `CacheError` with the reason otherwise."""
+    if profile is None:
+        return None
+    if not isinstance(profile, Profile):
+        raise CacheError(f"profile is {type(profile).__name__}; connect Cache Calibrate")
+    refusal = profile.refusal(fingerprint(model)[1])
+    if refusal:
+        raise CacheError(f"the profile cannot be used: {refusal}; calibrate again")
+    return profile
+
+
 # the run --------------------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +196,7 @@ class Run:
         self.guidance, self.windows, self.flags, self.settings = 0, "", Flags(), Flags()
         self.tiled = False
         self.later: list[tuple[Track, Any]] = []
-        self.sampler = ""
+        self.sampler, self.noisy = "", False
         self._sites: dict[int, dict[Track, Site | None]] = {}
 
     def sites(self, model: Any) -> list[Site]:
@@ -212,6 +249,8 @@ class Run:
         evaluation: a whole one left out would leave them an older step's.
         """
         if len(options.get("sampler_post_cfg_function", ())) > self.guidance:
+            if self.session.motion is not None:  # it does not move along what it is told as a whole
+                self.session.motion.look_away()
             for site in list(self.guided.values()):
                 site.leave(Unfit("guidance read", "the sampler reads the guidance's parts from every evaluation"))
 
@@ -222,7 +261,7 @@ class Run:
             return
         if session.alarm:
             warn(session, session.alarm)
-        elif session.motion is not None and session.motion.stochastic:
+        elif session.motion is not None and (session.motion.stochastic or (self.noisy and not session.motion.moves)):
             session.recorder.note(fresh_noise(self.sampler))
 
     def _leave_evaluations(self, track: Track, why: str) -> None:
@@ -347,7 +386,7 @@ def _start(
     run = Run(session, Live(recorder, page(attachment.node_id)), branches, _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler = _noisy_name(sampler) or _sampler_names(sampler)[0]
+    run.sampler, run.noisy = _noisy_name(sampler) or _sampler_names(sampler)[0], bool(_noisy_name(sampler))
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
     if run.tiled and run.sites_in_calls and session.parts is None:
@@ -365,10 +404,13 @@ def _start(
             recorder.note(few)
         else:
             warn(session, few)
+    for site in run.sites(bare):
+        if site.obstacle:
+            warn(session, site.obstacle)
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(sampler, session.schedule.sigmas, seen):
+        for remark in _remarks(session.schedule.sigmas):
             recorder.note(remark)
         wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
         if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
@@ -511,12 +553,10 @@ def _too_few(steps: int) -> str:
     return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
 
 
-def _remarks(sampler: Any, sigmas: Sequence[float], seen: bool) -> Iterator[str]:
-    """What a user should know of a run that is cached. seen: whether the sampler's moves will be."""
+def _remarks(sigmas: Sequence[float]) -> Iterator[str]:
+    """What a user should know of a run that is cached."""
     if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
         yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-    if not seen and (noisy := _noisy_name(sampler)):
-        yield fresh_noise(noisy)
 
 
 def fresh_noise(name: str) -> str:

@@ -14,10 +14,9 @@ from ..cache_core.parameters import Published
 from ..cache_core.types import CacheError
 from . import host
 from .apply import widget
-from .schema import ALIASES, schema
+from .schema import ALIASES, PROFILE, schema
 
 NAME = "Cache Method"
-PROFILE = "SPECTRALCACHE_PROFILE"
 DYNAMIC = hasattr(io, "DynamicCombo")
 """Older ComfyUI has no inputs that depend on another one."""
 FIRST = ("teacache", "first_block_cache")
@@ -48,8 +47,7 @@ class SpectralCacheMethodApply(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to speed up: any diffusion model; some methods need blocks "
                                "that are described (FLUX.1, Qwen-Image) and say so in Cache Stats."),
                 *(_dynamic() if DYNAMIC else _plain()),
-                io.Custom(PROFILE).Input("profile", optional=True, tooltip="What a calibration learned of this model. "
-                                         "No method of this node uses one yet: off, it changes nothing."),
+                io.Custom(PROFILE).Input("profile", optional=True, tooltip=_profile_tooltip()),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the method on it. The model that came in is not changed.")
@@ -73,11 +71,12 @@ class SpectralCacheMethodApply(io.ComfyNode):
         """Checks everything again, since linked values are only known now."""
         try:
             published, params = _chosen(method, parameters)
-            built = published(**params)
+            built = published(host.fitting(model, profile) if published.profiled else None, **params)
         except CacheError as error:
             raise CacheError(f"{NAME}: {error}") from None
-        if profile is not None:
-            host.LOG.warning("SpectralCache: %s takes no profile yet; the one that is connected is not used.", NAME)
+        if profile is not None and not published.profiled:
+            host.LOG.warning("SpectralCache: %s uses no profile; the one that is connected changes nothing.",
+                             published.title)  # fmt: skip
         return io.NodeOutput(host.attach(model, built, cls.hidden.unique_id))
 
 
@@ -129,6 +128,14 @@ def _plain() -> list[Any]:
 def _tooltip() -> str:
     lines = [f"{name}: {methods()[name].advice}" for name in _names()]
     return "\n".join(["Which published method; its settings appear below.", *lines])
+
+
+def _profile_tooltip() -> str:
+    users = [name for name in _names() if methods()[name].profiled]
+    return (
+        f"What Cache Calibrate learned of this model: used by {', '.join(users)}. Off: they follow a stated default. "
+        "Other methods ignore it."
+    )
 
 
 def _aliases() -> list[str]:

@@ -30,6 +30,8 @@ ALIASES = [
     "高速化",
     "キャッシュ",
 ]
+PROFILE = "SPECTRALCACHE_PROFILE"
+"""What Cache Calibrate learned of a model, as a type of ComfyUI's."""
 ADVANCED = {"advanced": True}
 """For `extra_dict`, which hosts older than the `advanced` argument also take."""
 

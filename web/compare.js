@@ -29,7 +29,7 @@ const STYLE = `
   background: var(--comfy-input-bg, #222); color: inherit; font: inherit; }
 .spectralcache-bar button[aria-pressed="true"] { background: #3d94d6; border-color: #3d94d6; color: #fff; }
 .spectralcache-bar .which { flex: 1; text-align: center; }
-.spectralcache-report { max-height: 48px; overflow: auto; white-space: pre-wrap; user-select: text; cursor: text; }
+.spectralcache-report { max-height: 64px; overflow: auto; white-space: pre-wrap; user-select: text; cursor: text; }
 .spectralcache-compare [hidden] { display: none; }
 `;
 

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # started as a file: the folder on the path is bench
 from PIL import Image, ImageDraw, ImageFont
 
 from bench import ROOT
-from bench.host.graphs import APPLY, AUTO, FREQCA_APPLY, Graph, Picture, cached, defaults, uncached
+from bench.host.graphs import APPLY, AUTO, FEB_APPLY, FREQCA_APPLY, Graph, Picture, cached, defaults, uncached
 from bench.host.server import Server, base_directory
 
 WORKFLOWS = {
@@ -43,6 +43,7 @@ DRAWN = {
     for suffix in ("auto", "spectralcache", "freqca")
 }
 DRAWN[ROOT / "workflows" / "qwen_image_compare_auto.json"] = ("Qwen-Image", "with and without, compared")
+DRAWN[ROOT / "workflows" / "flux_dev_feb.json"] = ("FLUX.1-dev", "half steps")
 COMPARED = ROOT / "workflows" / "flux_dev_compare_auto.json"
 SPEEDS = ROOT / "workflows" / "flux_dev_speeds_auto.json"
 SHOWN: dict[str, tuple[str, Sequence[tuple[str, int]]]] = {
@@ -52,10 +53,11 @@ SHOWN: dict[str, tuple[str, Sequence[tuple[str, int]]]] = {
     AUTO: ("SpectralCache Auto", (("quality", 1),)),
     APPLY: ("SpectralCache Apply", (("threshold", 0), ("max_consecutive", 1))),
     FREQCA_APPLY: ("FreqCa Apply", (("interval", 0), ("warmup_steps", 1), ("transform", 3))),
+    FEB_APPLY: ("FEB-Cache Apply", (("work", 0), ("scaling", 1))),
     "KSampler": ("KSampler", (("steps", 2), ("cfg", 3), ("", 4), ("", 5))),
 }
 """Node class: the title it has in the graph, and (label, place among its widget values) of what is worth showing."""
-NAMES = {AUTO: "SpectralCache Auto", APPLY: "SpectralCache", FREQCA_APPLY: "FreqCa"}
+NAMES = {AUTO: "SpectralCache Auto", APPLY: "SpectralCache", FREQCA_APPLY: "FreqCa", FEB_APPLY: "FEB-Cache"}
 PICTURES = tuple(
     Picture(prompt, cfg=3.0, seed=3) for prompt in ("a photo of rocket", "a photo of galaxy", "a photo of retina")
 )

@@ -16,8 +16,9 @@ VAE_FILE = "tiny_taef1.safetensors"
 TRAINED_SIZE = 192
 
 AUTO, APPLY, FREQCA_APPLY = "SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply"
+FEB_APPLY = "SpectralCacheFEBApply"
 
-METHODS = {AUTO: "auto", APPLY: "spectralcache", FREQCA_APPLY: "freqca"}
+METHODS = {AUTO: "auto", APPLY: "spectralcache", FREQCA_APPLY: "freqca", FEB_APPLY: "feb_cache"}
 
 
 def defaults(apply: str) -> dict[str, Any]:

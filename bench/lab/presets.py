@@ -116,6 +116,24 @@ def _dbcache() -> list[Cached]:
     ]  # fmt: skip
 
 
+def _halves() -> list[Cached]:
+    settings = ((0.1, 0.2), (0.2, 0.4), (0.3, 0.6), (0.5, 1.0), (0.8, 1.6))
+    return [
+        Cached("SpectralCache, half steps", f"SpectralCache, half steps {skip:g}, {half:g}", method="spectral_halves",
+               params={"skip": skip, "half": half})
+        for skip, half in settings
+    ]  # fmt: skip
+
+
+def _profilingdit() -> list[Cached]:
+    settings = ((2, 2), (3, 2), (4, 2), (6, 2), (8, 3))
+    return [
+        Cached("ProfilingDiT", f"ProfilingDiT N={most} to {least}", method="profilingdit",
+               params={"interval_most": most, "interval_least": least})
+        for most, least in settings
+    ]  # fmt: skip
+
+
 def _spectrum() -> list[Cached]:
     settings = ((2, 0), (2, 0.25), (2, 0.75), (2, 1.5), (2, 3))
     return [
@@ -167,7 +185,13 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
+    "seacache": _swept("SeaCache", "seacache", "threshold", (0.1, 0.2, 0.3, 0.6, 1.2)),
     "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
+    "spectral_halves": _halves(),
+    "smoothcache": _swept("SmoothCache", "smoothcache", "alpha", (0.05, 0.1, 0.15, 0.25, 0.4)),
+    "learning_to_cache": _swept("Learning-to-Cache", "learning_to_cache", "share", (0.3, 0.5, 0.75, 1.0)),
+    "fastercache": _swept("FasterCache (attention)", "fastercache", "interval", (2, 3, 4, 6), start_percent=0.1),
+    "profilingdit": _profilingdit(),
     "cfg_cache": _cfg_cache(),
     "dyncfg_cache": [
         *_swept("DynCFGCache", "dyncfg_cache", "threshold", (0.02, 0.2)),

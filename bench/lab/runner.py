@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.lab.arms import EULER, TWICE, Arm
+from bench.lab.arms import EULER, TWICE, Arm, Cached
 from bench.lab.lab import Sampled
 from bench.lab.pairs import Pair
 from bench.lab.store import Outcome, Store, digest
@@ -79,16 +79,18 @@ class Runner:
         """Computed and all evaluations; of one that ran in part, the share that did. The callback counts steps, of
         which some samplers evaluate all but the last twice; there the trace knows better.
         """
-        if sampler not in TWICE and not (run.trace and (run.trace["partial"] or _in_parts(run.trace))):
+        if run.trace is not None:
+            return round(sum(e["work"] for e in run.trace["evaluations"]), 6), len(run.trace["evaluations"])
+        if sampler not in TWICE:
             return sum(run.computed), len(run.computed)
-        if run.trace is None:
-            return 2 * len(run.computed) - 1, 2 * len(run.computed) - 1
-        return round(sum(e["work"] for e in run.trace["evaluations"]), 6), len(run.trace["evaluations"])
+        return 2 * len(run.computed) - 1, 2 * len(run.computed) - 1
 
     @staticmethod
     def _check(arm: Arm, run: Sampled) -> None:
-        """The pack's own count must be what the hook on the first block saw, which may run where others do not."""
-        if run.trace is None:
+        """The pack's own count must be what the hook on the first block saw, which may run where others do not, and
+        always runs where it is a head.
+        """
+        if run.trace is None or (isinstance(arm, Cached) and _has_head(arm)):
             return
         least, most = (
             run.trace["computed"],
@@ -116,3 +118,7 @@ class Runner:
 def _in_parts(trace: Mapping[str, Any]) -> bool:
     """Whether modules are skipped apart, so that every block runs on every step."""
     return trace["site"] in (ATTENTION.kind, MLP.kind)
+
+
+def _has_head(arm: Cached) -> bool:
+    return any(place.head for rule in arm.made().rules for place in rule.places)

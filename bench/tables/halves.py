@@ -17,7 +17,7 @@ from bench.lab import fill
 from bench.lab.arms import Arm, Cached, SetUp
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at
-from bench.lab.presets import FEWER, fewer
+from bench.lab.presets import FEWER, auto, fewer
 from bench.lab.reading import Row, cells, curve, families, over
 from bench.lab.table import document, markdown
 from cache_core.methods.feb_cache import RELEASED
@@ -26,12 +26,12 @@ from cache_core.outputs import noise_scale
 if TYPE_CHECKING:
     from bench.lab.studio import Studio
 
-STEPS, PAIRS = 28, 4
+STEPS, PAIRS = 28, 2
 GUIDANCE = (1.0, 3.0)
-WORKS = (0.8, 0.65, 0.5, 0.4, 0.3)
+WORKS = (0.7, 0.5, 0.35)
 SCALINGS = {"off": "the table alone", "paper": "table and b(t)", "code": "table and 1 / 0.965"}
-PLACES = (9, 12, 14, 18, 22)
-FEWER_COUNTS = (7, 8, 9, 10, 12, 14, 16, 18, 20, 22, 24)
+PLACES = (10, 14, 20)
+FEWER_COUNTS = (9, 10, 12, 14, 16, 20, 22)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def arms() -> list[Arm]:
         for work in WORKS
     ]
     alone = [ScaledNoise("b(t) alone", "b(t) alone", paper=True), ScaledNoise("1 / 0.965", "1 / 0.965", paper=False)]
-    return [*(fewer(count) for count in FEWER_COUNTS), *alone, *halves]
+    return [*(fewer(count) for count in FEWER_COUNTS), *alone, *halves, *(auto(count) for count in PLACES)]
 
 
 def grid(pairs: int | None) -> list[Group]:

@@ -55,7 +55,7 @@ A method that needs blocks works on FLUX.1 and Qwen-Image; on another model it s
 |---|---|
 | **model** | The model to speed up. |
 | **method** | Which method. Its inputs are below. |
-| **profile** | What a calibration learned of the model. No method of this node uses one yet. |
+| **profile** | What *Cache Calibrate* learned: feb_cache, smoothcache and learning_to_cache follow it. |
 
 An older ComfyUI shows no inputs that depend on the method. There **parameters** takes them as JSON, such as
 `{"threshold": 0.4}`; what is not named keeps its default.
@@ -168,7 +168,7 @@ def _row(parameter: Parameter) -> str:
 
 def _default(parameter: Parameter) -> str:
     default = parameter.default
-    return f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default)
+    return f"{default:g}" if isinstance(default, float) else "off" if default is False else str(default) or "empty"
 
 
 def help_in(language: str) -> Path:

@@ -6,8 +6,8 @@ p is the image stream in the middle of the trunk at the last two computed steps 
 step ahead, so that a skipped step runs nothing at all; it adds the trunk's last residual.
 
 Differs from the original: one decision for the whole trunk, which is skipped as one (as in the ports for image models;
-the paper skips modules); p is the stream behind the middle block, not one module's output; the paper's motion term for
-video is left out. It needs blocks, so that on a model that is not described here it stands down.
+the paper skips modules); p is the stream behind the middle block, not one module's output. It needs blocks, so that on
+a model that is not described here it stands down.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PARAMETERS = (
         "0.1 to 0.5 suit models that change less per step; 0 switches the node off.",
         high=1000,
     ),
+    Parameter("motion", False, "The paper's motion term: where neighbouring frames differ much, less is skipped. Only "
+              "where the model's tokens have frames; it changes nothing for a picture.", folded=True, late=True),
     *WINDOW,
 )  # fmt: skip
 
@@ -45,9 +47,9 @@ PARAMETERS = (
     never={"scale": 0.0}, refusing={"scale": 1e-6}, skipping={"codebook": "slow", "scale": 1000.0},
     advice="With offloaded or streamed weights: a skipped step touches no block and measures nothing.",
 )  # fmt: skip
-def adacache(codebook: str, scale: float, start_percent: float, end_percent: float) -> Method:
-    """Which codebook, and what multiplies its rates."""
+def adacache(codebook: str, scale: float, motion: bool, start_percent: float, end_percent: float) -> Method:
+    """Which codebook, what multiplies its rates, and whether motion does."""
     gate: Gate = Never()
     if scale:
         gate = all_of(Within(start_percent, end_percent), Codebook(CODEBOOKS[codebook], scale))
-    return Method("AdaCache", (Rule((TRUNK,), MiddleRate(), gate, Hold()),))
+    return Method("AdaCache", (Rule((TRUNK,), MiddleRate(motion), gate, Hold()),))

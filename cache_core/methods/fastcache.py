@@ -27,7 +27,7 @@ PARAMETERS = (
               "picture. The authors' code: 0.05; tables that call it FastCache use 0.15; 0 switches the node off.",
               high=10, step=0.005),
     MOST,
-    Parameter("reference", "previous", "previous: the change from step to step (the authors'), so that a slow drift "
+    Parameter("against", "previous", "previous: the change from step to step (the authors'), so that a slow drift "
               "is never noticed. computed: from the block's last computed input, slower and safer.",
               choices=("previous", "computed")),
     *WINDOW,
@@ -39,12 +39,10 @@ PARAMETERS = (
     never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping={"threshold": 10.0, "max_consecutive": 2},
     advice="To compare with what tables call FastCache; blocks are replaced by far less than they do.",
 )  # fmt: skip
-def fastcache(
-    threshold: float, max_consecutive: int, reference: str, start_percent: float, end_percent: float
-) -> Method:
+def fastcache(threshold: float, max_consecutive: int, against: str, start_percent: float, end_percent: float) -> Method:
     """The limit of delta, a limit of skips in a row for each block, what delta is taken from, and a window."""
     gate: Gate = Never()
     if threshold and max_consecutive:
         gate = all_of(Within(start_percent, end_percent), AtMost(max_consecutive), Under(threshold))
-    signal = BlockChange("computed" if reference == "computed" else "previous")
+    signal = BlockChange("computed" if against == "computed" else "previous")
     return Method("FastCache", (Rule((BLOCKS,), signal, gate, Hold(), "affine"),))

@@ -15,9 +15,9 @@ from __future__ import annotations
 from ..extrapolation import Foca
 from ..gates import Between, Every, Never, all_of
 from ..parameters import Parameter, published
-from ..types import Gate, Method, Rule, Signal
+from ..types import Gate, Method
 from .ab_cache import INTERVAL
-from .taylorseer import PLACES, SITE, WARMUP
+from .taylorseer import SITE, WARMUP, rules_at
 
 REFERENCE = Parameter(
     "reference", False, "Use the published code's slope, which does not count the steps between computed ones: bolder, "
@@ -36,4 +36,4 @@ def foca(interval: int, warmup_steps: int, reference: bool, site: str) -> Method
     gate: Gate = Never()
     if interval > 1:
         gate = all_of(Between(warmup_steps, 1), Every(interval, anchor=warmup_steps - 1))
-    return Method("FoCa", (Rule(PLACES[site], Signal(), gate, Foca(reference), "absolute"),))
+    return Method("FoCa", rules_at(site, gate, Foca(reference)))

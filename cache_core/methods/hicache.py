@@ -14,9 +14,9 @@ from __future__ import annotations
 from ..gates import Between, Every, Never, all_of
 from ..parameters import Parameter, published
 from ..predictors import MOST_ORDER, hermite
-from ..types import Gate, Method, Rule, Signal
+from ..types import Gate, Method
 from .ab_cache import INTERVAL
-from .taylorseer import PLACES, SITE, WARMUP
+from .taylorseer import SITE, WARMUP, rules_at
 
 ORDER = Parameter(
     "order", 2, "How what is skipped is forecast: 0 holds, 1 follows the slope, 2 the curve. Higher: bolder. The "
@@ -41,4 +41,4 @@ def hicache(interval: int, order: int, warmup_steps: int, scale: float, site: st
     if interval > 1:
         gate = all_of(Between(warmup_steps, 1), Every(interval, anchor=warmup_steps - 1))
     stand_in = hermite(order, sigma=scale, published=True, since=warmup_steps - 1)
-    return Method("HiCache", (Rule(PLACES[site], Signal(), gate, stand_in, "absolute"),))
+    return Method("HiCache", rules_at(site, gate, stand_in))

@@ -12,33 +12,27 @@ use it; the last step is computed; FLUX has no step that is never skipped; both 
 from __future__ import annotations
 
 from ..gates import Never
-from ..magnitudes import CURVES
+from ..magnitudes import CURVES, listed
 from ..parameters import Parameter, published
 from ..predictors import Hold
 from ..schedules import Magnitude
 from ..types import MODEL, TRUNK, Gate, Method, Rule, Signal
 
 PARAMETERS = (
-    Parameter(
-        "threshold", 0.1, "How much error of the magnitude may build up. Higher: faster, further from the original "
-        "picture. The authors': FLUX 0.24, Kontext 0.05, Qwen-Image 0.10; 0 switches the node off.",
-        high=10,
-    ),
-    Parameter(
-        "max_consecutive", 3, "At most this many steps skipped in a row (the paper's K). Higher: faster, errors add "
-        "up. The authors': FLUX 5, Kontext 4, Qwen-Image 2; 0 switches the node off.",
-        high=1000,
-    ),
-    Parameter(
-        "retention", 0.2, "This share of the first steps is always computed. Higher: slower, composition closer to the "
-        "original. The authors': 0.1 for FLUX, 0.2 elsewhere.",
-        high=1,
-    ),
-    Parameter(
-        "curve", "auto", "Whose magnitude curve counts. auto: the model's own, and nothing is skipped where none was "
-        "published; a name: that model's, whatever the model is.",
-        choices=("auto", *CURVES), folded=True,
-    ),
+    Parameter("threshold", 0.1, "How much error of the magnitude may build up. Higher: faster, further from the "
+              "original picture. The authors': FLUX 0.24, Kontext 0.05, Qwen-Image 0.10; 0 switches the node off.",
+              high=10),
+    Parameter("max_consecutive", 3, "At most this many steps skipped in a row (the paper's K). Higher: faster, errors "
+              "add up. The authors': FLUX 5, Kontext 4, Qwen-Image 2; 0 switches the node off.", high=1000),
+    Parameter("retention", 0.2, "This share of the first steps is always computed. Higher: slower, composition closer "
+              "to the original. The authors': 0.1 for FLUX, 0.2 elsewhere.", high=1),
+    Parameter("curve", "auto", "Whose magnitude curve counts. auto: the model's own, and nothing is skipped where none "
+              "was published; a name: that model's, whatever the model is; custom: the one in ratios.",
+              choices=("auto", *CURVES, "custom"), folded=True),
+    Parameter("ratios", "", "For curve custom: the residual's norm over that of the step before, for each step of a "
+              "calibration run, as in 1.0, 1.21, 1.12; of the conditional branch.", folded=True, late=True),
+    Parameter("gain", False, "What stands in grows and shrinks with the curve, instead of being held (the authors'). "
+              "Closer where the curve fits the model, further where not; it needs blocks.", folded=True, late=True),
 )  # fmt: skip
 EAGER = {"threshold": 10.0, "max_consecutive": 2, "retention": 0.0}
 
@@ -48,9 +42,11 @@ EAGER = {"threshold": 10.0, "max_consecutive": 2, "retention": 0.0}
     never={"threshold": 0.0}, refusing={"threshold": 1e-6, "retention": 1.0}, skipping=EAGER,
     advice="On FLUX and Qwen-Image, when the skipped steps should be the same whatever the prompt.",
 )  # fmt: skip
-def magcache(threshold: float, max_consecutive: int, retention: float, curve: str) -> Method:
-    """The paper's delta, K and retention ratio."""
+def magcache(threshold: float, max_consecutive: int, retention: float, curve: str, ratios: str, gain: bool) -> Method:
+    """The paper's delta, K and retention ratio, and whose curve; `gain` is ours."""
     gate: Gate = Never()
     if threshold and max_consecutive:
-        gate = Magnitude(threshold, max_consecutive, retention, None if curve == "auto" else curve)
-    return Method("MagCache", (Rule((TRUNK, MODEL), Signal(), gate, Hold()),))
+        chosen = listed(ratios) if curve == "custom" else None if curve == "auto" else curve
+        gate = Magnitude(threshold, max_consecutive, retention, chosen, gain)
+    places = (TRUNK,) if gain else (TRUNK, MODEL)  # the curve is that of the trunk's residual
+    return Method("MagCache", (Rule(places, Signal(), gate, Hold()),))

@@ -5,8 +5,8 @@
 with x the steps since the last computed one. The first `warmup_steps` are computed, then one in `interval`.
 
 Differs from the original: the whole trunk is one feature (site trunk), or the model's output is (site model: the
-authors' "lite"), where the original keeps one for every module; the last step is computed; differences of the warm-up's
-first steps form no second difference.
+authors' "lite"); site modules keeps one for every module, as the original does; the last step is computed; differences
+of the warm-up's first steps form no second difference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from ..gates import Between, Every, Never, all_of
 from ..parameters import Parameter, published
 from ..predictors import MOST_ORDER, taylor
-from ..types import MODEL, TRUNK, Gate, Method, Rule, Signal
+from ..types import ATTENTION, MLP, MODEL, TRUNK, Gate, Method, Predictor, Rule, Signal
 from .ab_cache import INTERVAL
 
 WARMUP = Parameter(
@@ -29,10 +29,11 @@ ORDER = Parameter(
 )  # fmt: skip
 SITE = Parameter(
     "site", "trunk", "trunk: all blocks are one feature, where they are described here. model: the model's output "
-    "(lite), on any model and with less memory.",
-    choices=("trunk", "model"), folded=True,
+    "(lite), on any model and with less memory. modules: attention and MLP of every block (the paper's), with most "
+    "memory.",
+    choices=("trunk", "model", "modules"), folded=True,
 )  # fmt: skip
-PLACES = {"trunk": (TRUNK, MODEL), "model": (MODEL,)}
+PLACES = {"trunk": ((TRUNK, MODEL),), "model": ((MODEL,),), "modules": ((ATTENTION,), (MLP,))}
 
 
 @published(
@@ -46,4 +47,9 @@ def taylorseer(interval: int, order: int, warmup_steps: int, site: str) -> Metho
     if interval > 1:
         gate = all_of(Between(warmup_steps, 1), Every(interval, anchor=warmup_steps - 1))
     stand_in = taylor(order, published=True, since=warmup_steps - 1)
-    return Method("TaylorSeer", (Rule(PLACES[site], Signal(), gate, stand_in, "absolute"),))
+    return Method("TaylorSeer", rules_at(site, gate, stand_in))
+
+
+def rules_at(site: str, gate: Gate, stand_in: Predictor) -> tuple[Rule, ...]:
+    """One rule for each place: what is forecast is the feature itself."""
+    return tuple(Rule(places, Signal(), gate, stand_in, "absolute") for places in PLACES[site])

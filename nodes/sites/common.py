@@ -78,6 +78,8 @@ class Site:
     """Something that can stand around a model call. Its own work cannot break the call."""
 
     name: str = ""
+    obstacle: str = ""
+    """Why nothing can be skipped here, found when the site is made; the run then stands down and says so."""
 
     def __init__(self, track: Track, around: Around) -> None:
         self.track, self.around = track, around
@@ -124,7 +126,10 @@ def fail_open(session: Session) -> Iterator[None]:
         yield
     except Exception as error:
         LOG.debug("SpectralCache", exc_info=True)
-        warn(session, f"caching failed ({type(error).__name__}: {error}); the run goes on uncached")
+        what = f"({type(error).__name__}: {error})"
+        if any(what in note for note in session.recorder.notes):  # the place before this one has failed by it, too
+            what = "there in the same way"
+        warn(session, f"caching failed {what}; the run goes on uncached")
 
 
 def probe(

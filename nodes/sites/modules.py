@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...cache_core.track import Track
-from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Grid, Part, Slot, Split, Streams, Unit, Whole
+from ...cache_core.storage import bytes_of
+from ...cache_core.track import LaneKey, Track
+from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Grid, Slot, Split, Streams, Unit, Whole
 from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open, probe
 from .fused import Cut, Fusion, Misfit
+from .shares import shares
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's place for somebody else's attention function."""
@@ -66,6 +67,8 @@ class Modules(Site):
         self.cut = Cut(around.weights)
         self.now: Pass | None = None
         self.compiled: bool | None = None
+        self.kept: frozenset[int] | None = None
+        self.foreseen: dict[LaneKey, int] = {}
         self.counted: tuple[tuple[int, int], Mapping[Unit, float]] = ((0, 0), {})
         self.hooks = {slot: eager(self._hook(n), recursive=False) for n, slot in enumerate(self.slots)
                       if n == 0 or n in self.parts}  # fmt: skip
@@ -144,6 +147,7 @@ class Modules(Site):
             now.image = streams.img.shape[1]
             now.shares = self._shares(now.image, streams.txt.shape[1])
             facts = now.call.facts(*streams.img.shape[1:], *streams.txt.shape[1:], streams.targets, of=streams.img)
+            self._plan(now, streams)
             calibration = self.architecture.calibration(streams.references)
             looked = partial(self._probe, streams)
             now.skip = self.track.enter(now.call.call, facts, looked, calibration)
@@ -165,6 +169,8 @@ class Modules(Site):
                 }
 
     def _meant(self, only: frozenset[int] | None, layer: int) -> bool:
+        if self.kept is not None and layer not in self.kept:
+            return False
         return only is None or layer in only or layer - len(self.slots) in only
 
     def _grid(self, now: Pass, stream: str) -> Grid | None:
@@ -264,7 +270,8 @@ class Modules(Site):
     def records(self, layer: int) -> bool:
         """Whether what this block computes now is to be stored."""
         now = self._here(layer)
-        return now is not None and self.session.active and self.track.reached(now.call.call)
+        kept = self.kept is None or layer in self.kept
+        return now is not None and kept and self.session.active and self.track.reached(now.call.call)
 
     def stored(self, layer: int, stream: str, out: Tensor) -> Tensor:
         """Store a computed output; returns it, or a repaired copy of it."""
@@ -278,19 +285,45 @@ class Modules(Site):
                 return out + repair
         return out
 
+    # what it holds ----------------------------------------------------------------------------------------------------
+
+    def _plan(self, now: Pass, streams: Streams) -> None:
+        """How much each lane will hold, and, where that is more than the budget, which layers hold nothing."""
+        call, rule, width = now.call.call, self.track.rule, streams.img.shape[-1]
+        if all(key in self.foreseen for key in call.keys):
+            return
+        tokens = {"img": streams.img.shape[1], "txt": streams.txt.shape[1]}
+        tokens["joint"] = sum(tokens.values())
+        rows, each = (
+            len(range(*call.rows[0].indices(streams.img.shape[0]))),
+            bytes_of(rule.store, streams.img.dtype, width),
+        )
+        size = {
+            layer: sum(tokens[stream] for part in parts for stream in part.streams) * width * rows * each
+            for layer, parts in self.parts.items()
+        }
+        kept: list[int] = []
+        total, budget = 0.0, self.around.place.budget
+        for layer in sorted(size, reverse=True):
+            cost = size[layer] * rule.predictor.depth
+            if budget and total + cost > budget:
+                break
+            kept.append(layer)
+            total += cost
+        if len(kept) < len(size):
+            self.kept = frozenset(kept)
+            self.session.recorder.note(
+                f"of {len(size)} blocks only the last {len(kept)} keep their {IN_WORDS[self.name]}, for want of memory"
+            )
+        self.foreseen |= dict.fromkeys(call.keys, round(total))
+        self.session.recorder.foreseen_bytes += round(total) * len(call.keys)
+
     # what it saves ----------------------------------------------------------------------------------------------------
 
     def _shares(self, image: int, text: int) -> Mapping[Unit, float]:
         """Each unit's share of the multiplications in all attention and MLP modules, at these token counts."""
         if self.counted[0] != (image, text):
-            work: dict[tuple[str, Unit], float] = {}
-            for kind in (ATTENTION.kind, MLP.kind):
-                for layer, slot in enumerate(self.slots):
-                    for part in self.architecture.parts(self.around.model, slot, kind):
-                        for stream, amount in _work(part, kind, image, text):
-                            work[kind, (layer, stream)] = amount
-            total = sum(work.values())
-            own = {unit: amount / total for (kind, unit), amount in work.items() if kind == self.name}
+            own = shares(self.architecture, self.around.model, self.slots, self.name, image, text)
             self.counted = ((image, text), own)
         return self.counted[1]
 
@@ -307,6 +340,7 @@ class MlpModules(Modules):
     name = MLP.kind
 
 
+IN_WORDS = {ATTENTION.kind: "attention", MLP.kind: "MLP"}
 TOKENS = 3
 """Dimensions of a stream: b t d."""
 
@@ -332,30 +366,6 @@ def _foreign(hook: Callable[..., Any], extra: dict[str, Any], args: dict[str, An
 
 def _fused(ours: Callable[[Tensor], Tensor], inner: Callable[..., Any], x: Tensor) -> Tensor:
     return ours(x)
-
-
-def _work(part: Part, kind: str, image: int, text: int) -> Iterator[tuple[str, float]]:
-    """Multiplications of one module, by stream."""
-    tokens = {"img": image, "txt": text, "joint": image + text}
-    if isinstance(part, Fused):
-        rows, size, width = 3 * part.width, part.enter.in_features, part.width
-        hidden = part.leave.in_features - width
-        attention = kind == ATTENTION.kind
-        linear = rows * size + width * size if attention else (part.enter.out_features - rows) * size + hidden * size
-        yield "joint", tokens["joint"] * linear + (2 * tokens["joint"] ** 2 * width if attention else 0)
-        return
-    for stream in part.streams:
-        if isinstance(part, Split):
-            index = part.streams.index(stream)
-            linear = _linear(part.enters[index]) + _linear(part.leaves[index])
-        else:
-            linear = _linear(part.module) / len(part.streams)
-        yield stream, tokens[stream] * linear + 2 * tokens[stream] * (image + text) * part.width
-
-
-def _linear(module: Any) -> float:
-    """Weights of the linear layers in a module."""
-    return sum(each.in_features * each.out_features for each in module.modules() if isinstance(each, torch.nn.Linear))
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **options: Any) -> Tensor:

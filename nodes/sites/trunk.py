@@ -69,6 +69,11 @@ class Trunk(Site):
         assert around.architecture is not None
         self.architecture, self.absolute = around.architecture, track.rule.feature == "absolute"
         slots, place = self.architecture.slots(around.model), around.place
+        if place.head + place.tail >= len(slots):
+            self.obstacle = (
+                f"head {place.head} and tail {place.tail} leave none of the {len(slots)} blocks of "
+                f"{self.architecture.name} to skip; lower them"
+            )
         self.tail = place.tail > 0
         self.first, self.behind_head = slots[0], slots[min(place.head, len(slots) - 1)]
         self.last = slots[max(len(slots) - 1 - place.tail, 0)]
@@ -170,7 +175,7 @@ class Trunk(Site):
         call = now.call.call
         facts = now.call.facts(*img.shape[1:], *streams.txt.shape[1:], streams.targets, of=img)
         calibration = self.architecture.calibration(streams.references)
-        skip = self.track.enter(call, facts, partial(self._probe, streams, img), calibration)
+        skip = self.track.enter(call, facts, partial(self._probe, now, streams, img), calibration)
         entered = {WHOLE: img[:, : now.targets]}
         if self.tail:
             entered[TEXT] = self.architecture.text(args, self.behind_head, now.text)
@@ -180,19 +185,23 @@ class Trunk(Site):
             return
         stand_in = {}
         for unit, tokens in entered.items():
-            feature = self.track.predict(call, unit, self._grid(now) if unit == WHOLE else None)
+            feature = self.track.predict(call, unit, self._grid(now, now.targets) if unit == WHOLE else None)
             stand_in[unit] = feature if self.absolute else tokens + feature
         self.track.leave_out(call)
         now.stand_in, now.skip = stand_in, True
 
-    def _grid(self, now: Pass) -> Grid | None:
+    def _grid(self, now: Pass, targets: int) -> Grid | None:
         """The target's token grid; None where somebody has added image tokens that are not on it."""
         grid = self.architecture.grid(tuple(now.call.x.shape))
-        return grid if math.prod(grid) == now.targets else None
+        return grid if math.prod(grid) == targets else None
 
-    def _probe(self, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
-        head = (img - streams.img)[rows, : streams.targets] if "head" in self.track.rule.signal.needs else None
-        return probe(self.track.rule.signal.needs, self.architecture, self.around.model, streams, rows, head)
+    def _probe(self, now: Pass, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
+        needs = self.track.rule.signal.needs
+        head = (img - streams.img)[rows, : streams.targets] if "head" in needs else None
+        seen = probe(needs, self.architecture, self.around.model, streams, rows, head)
+        sigma = now.call.sigma[rows][0] if "sigma" in needs else None
+        grid = self._grid(now, streams.targets) if "grid" in needs else None
+        return replace(seen, sigma=sigma, grid=grid)
 
     def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
@@ -209,7 +218,7 @@ class Trunk(Site):
             repaired = {}
             for unit, tokens in left.items():
                 feature = tokens if self.absolute else tokens - entered[unit]
-                grid, tap = (self._grid(now), now.tap) if unit == WHOLE else (None, None)
+                grid, tap = (self._grid(now, now.targets), now.tap) if unit == WHOLE else (None, None)
                 repair = self.track.store(now.call.call, feature, unit, grid, tap)
                 if repair is not None:
                     repaired[unit] = tokens + repair

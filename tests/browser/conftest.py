@@ -32,7 +32,7 @@ PATIENCE = 180
 VIEWPORT = {"width": 1400, "height": 900}
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 """The model is small: threads would only wait for each other, and for the browser."""
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.RightSidePanel.IsOpen": False}
 """Those of a user of some time."""
 READY = """Boolean(window.app?.graph && app.extensions?.length && app.extensionManager?.workflow?.activeWorkflow)
     && app.extensionManager.spinner === false"""
@@ -138,7 +138,7 @@ class Window:
             self.page.set_default_timeout(PATIENCE * 1000)
             self.complaints = watched(self.page)
             self.page.goto(self.server.url)
-            self.page.wait_for_function(READY)
+            self.settle()
         if self.page.evaluate("app.extensionManager.setting.get('Comfy.Locale')") != language:
             self.page.evaluate("name => app.extensionManager.setting.set('Comfy.Locale', name)", language)
             self.reload()
@@ -146,6 +146,12 @@ class Window:
 
     def reload(self) -> None:
         self.page.reload()
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits for the page twice, since it seems ready for a moment before it restores what was open."""
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(500)
         self.page.wait_for_function(READY)
 
     def tidy(self) -> None:

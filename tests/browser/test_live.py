@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 WORKFLOWS = Path(__file__).parents[1] / "packs" / "stand_in" / "workflows"
-STEPS, LONG = 28, 3000  # the long run is interrupted
+STEPS, SHORT, LONG = 28, 10, 3000  # the long run is interrupted
 APPLY, AUTO, STATS = "SpectralCacheApply", "SpectralCacheAutoApply", "SpectralCacheStats"
 
 STRIPS = """Object.fromEntries(app.graph._nodes.flatMap(node => (node.widgets ?? [])
@@ -166,3 +166,39 @@ def test_a_run_of_messages_is_drawn_as_it_comes(page: Any) -> None:
     )  # measured, not judged: machines differ
     cells = strip(page, APPLY)["cells"]
     assert len(cells) == 150 and cells[0] == cells[-1] == "forced" and set(cells[1:-1]) == {"computed"}
+
+
+SECOND = """() => {
+    const of = type => app.graph._nodes.find(node => node.type === type);
+    const apply = of("SpectralCacheApply"), sampler = of("KSampler"), loader = of("UNETLoader");
+    const add = type => { const made = LiteGraph.createNode(type); app.graph.add(made); return made; };
+    const [auto, other, stats] = ["SpectralCacheAutoApply", "KSampler", "SpectralCacheStats"].map(add);
+    [auto, other, stats].forEach((node, i) => { node.pos = [380 + 500 * i, -600]; });
+    for (const name of ["steps", "cfg", "sampler_name", "scheduler"]) {
+        const named = node => node.widgets.find(widget => widget.name === name);
+        named(other).value = named(sampler).value;
+    }
+    loader.connect(0, auto, 0);
+    auto.connect(0, other, 0);
+    for (const slot of [1, 2, 3]) sampler.getInputNode(slot).connect(0, other, slot);
+    auto.connect(0, stats, 0);
+    other.connect(0, stats, 1);
+    of("EmptySD3LatentImage").widgets.find(widget => widget.name === "batch_size").value = 2;
+    app.graph.convertToSubgraph(new Set([auto]));
+}"""
+EVERY = """[app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap(graph => graph.nodes).flatMap(node =>
+    (node.widgets ?? []).filter(widget => widget.name === "spectralcache_strip").map(widget => [node.comfyClass,
+        widget.element.querySelectorAll("[data-look]").length, widget.element.textContent]))"""
+
+
+@pytest.mark.claim("Live view", "in the real page: several nodes at once, one in a subgraph, with a batch")
+def test_several_nodes_each_have_their_own_run(page: Any, until: Callable[..., Any], tmp_path: Path) -> None:
+    load(page, graph("try SpectralCache", SHORT))
+    page.evaluate(SECOND)
+    page.evaluate("void app.queuePrompt(0)")
+    until("two runs", lambda: [cells for _, cells, _ in page.evaluate(EVERY)] == 4 * [SHORT] and page.evaluate(IDLE))
+    shown = page.evaluate(EVERY)
+    assert sorted(kind for kind, _, _ in shown) == sorted([APPLY, AUTO, STATS, STATS])
+    figures = [re.search(r"\d+/\d+ skipped|nothing skipped", text)[0] for _, _, text in shown]  # type: ignore[index]
+    assert len(set(figures)) == 2, figures
+    page.screenshot(path=tmp_path / "several.png")

@@ -82,37 +82,64 @@ def test_a_smaller_latent_between_the_steps_is_apart_and_a_new_size_is_not() -> 
     assert [run.other_size(size) for size in (small, small, small)] == [True, False, False]
 
 
-def move(step: str) -> Motion:
-    """What is seen of a sampler's first move from 1 to 0.9."""
+def moves(*steps: str, suspect: bool = False) -> Motion:
+    """What is seen of a sampler's moves from 1 to 0.9, and so on."""
     random = torch.Generator().manual_seed(0)
-    x, told, noise = (torch.randn(1, 4, 16, 16, generator=random) for _ in range(3))
+    seen = Motion(torch.clone, True, suspect=suspect)
+    x = torch.randn(1, 4, 16, 16, generator=random)
     smooth = torch.linspace(0, 3, 16).sin().expand(1, 4, 16, 16)
-    here, after = torch.tensor(1.0), torch.tensor(0.9)
-    slope, seen = x - told, Motion(torch.clone, True)
-    seen.arrive(x, here)
-    seen.leave(x, told, here)
-    to = {
-        "told": x - 0.1 * slope,
-        "further": x - 0.2 * slope,
-        "stage": x - 0.05 * slope,
-        "smooth": x - 0.1 * slope + 0.1 * smooth,
-        "noise": x - 0.15 * slope + 0.1 * noise,
-        "anew": told + 0.9 * noise,
-    }[step]
-    seen.arrive(to, after)
-    seen.read({name: float(figure) for name, figure in seen.figures().items()})
+    for level, step in zip((1.0, 0.9, 0.8, 0.7), (*steps, ""), strict=False):
+        sigma = torch.tensor(level)
+        seen.arrive(x, sigma)
+        seen.read({name: float(figure) for name, figure in seen.figures().items()})
+        if not step:
+            break
+        told, noise = (torch.randn(1, 4, 16, 16, generator=random) for _ in range(2))
+        slope = (x - told) / sigma
+        seen.leave(x, told, sigma)
+        x = {
+            "told": x - 0.1 * slope,
+            "further": x - 0.2 * slope,
+            "stage": x - 0.05 * slope,
+            "smooth": x - 0.1 * slope + 0.1 * smooth,
+            "noise": x - 0.15 * slope + 0.1 * noise,
+            "anew": told + level * noise,
+        }[step]
     return seen
 
 
 @pytest.mark.parametrize("step", ["told", "further", "stage", "smooth"])
 def test_a_sampler_that_follows_what_it_is_told_is_no_noisy_one(step: str) -> None:
-    assert (move(step).stochastic, move(step).gone) == (False, 0.0)
+    seen = moves(step)
+    assert (seen.measured, seen.stochastic, seen.gone) == (True, False, 0.0)
 
 
 def test_noise_of_the_samplers_own_is_seen() -> None:
-    """And how much of the latent it replaces."""
-    assert move("noise").stochastic and move("noise").gone == pytest.approx(0.15, abs=0.05)
-    assert move("anew").stochastic and move("anew").gone > 0.9
+    assert moves("noise").stochastic
+
+
+def test_later_moves_count_where_the_sampler_is_said_to_add_noise() -> None:
+    """They follow what was told before, too, so that else nothing can be said of them."""
+    assert not moves("told", "noise").stochastic
+    assert moves("told", "noise", suspect=True).stochastic
+    assert not moves("told", "told", suspect=True).stochastic
+
+
+def test_a_latent_that_is_thrown_away_twice_is_made_anew() -> None:
+    """From pure noise, other samplers do it once."""
+    assert moves("anew", "anew").gone > 0.9
+    assert moves("anew").gone == 0.0
+    assert moves("anew", "noise").gone < 0.5
+
+
+def test_what_cannot_be_compared_is_not_measured() -> None:
+    seen = Motion(torch.clone, True)
+    x = torch.randn(1, 4, 8, 8)
+    seen.arrive(x, torch.tensor(1.0))
+    seen.look_away()
+    seen.leave(x, x * 0.5, torch.tensor(1.0))
+    seen.arrive(torch.randn(1, 4, 8, 8), torch.tensor(0.9))
+    assert not seen.figures() and not seen.measured
 
 
 @pytest.mark.parametrize(("same", "expected"), [("denoised", True), ("slope", True), ("input", False), ("none", False)])

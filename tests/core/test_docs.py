@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -40,3 +41,23 @@ def test_what_a_document_names_is_there(document: str) -> None:
     tops = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     named = set(re.findall(rf"`((?:{tops})/[\w./-]+)`", text)) | set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
     assert len(named) >= 4 and not [name for name in named if not (ROOT / name).exists()]
+
+
+def node_classes() -> list[str]:
+    """The ids of the pack's nodes, which are the names of their classes."""
+    sources = sorted((ROOT / "nodes").glob("*.py"))
+    trees = [ast.parse(path.read_text("utf-8")) for path in sources]
+    classes = [each for tree in trees for each in ast.walk(tree) if isinstance(each, ast.ClassDef)]
+    extension = "ComfyExtension"
+    ours = [each for each in classes if each.name.startswith("SpectralCache")]
+    return [each.name for each in ours if extension not in map(ast.unparse, each.bases)]
+
+
+@pytest.mark.parametrize("node", node_classes())
+def test_a_node_has_its_help_and_its_words_in_three_languages(node: str) -> None:
+    """A host test says more; this one needs no host, so that a new node hears of it in seconds."""
+    pages = [ROOT / "web" / "docs" / name for name in (f"{node}.md", f"{node}/zh.md", f"{node}/ja.md")]
+    assert all(page.read_text("utf-8").startswith("# ") for page in pages)
+    for language in ("en", "zh", "ja"):
+        words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+        assert {"display_name", "description", "inputs", "outputs"} == set(words[node])

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from cache_core import methods
+from cache_core.history import History
 from cache_core.outputs import NoiseGain, noise_scale
 from cache_core.session import flow_noise, plain_noise
+from cache_core.storage import packed, unpacked
 from cache_core.tables import STAGE, WORK, State, by_share, fitted, single, walk, work
-from cache_core.types import Schedule
+from cache_core.types import Feature, Schedule, Store
 
 LETTERS = ".amX"
 
@@ -134,3 +136,19 @@ def test_both_signs_of_the_noise_scale(scaling: str, gains: tuple[float, float])
     schedule = Schedule(tuple(1 - i / 10 for i in range(11)), flow_noise)
     assert [output.gain(schedule.at(1 - i / 10)) for i in (4, 9)] == pytest.approx(gains, abs=1e-3)
     assert methods()["feb_cache"]().output is None
+
+
+@pytest.mark.parametrize(("store", "exact"), [("device", True), ("ram", True), ("fp8", False)])
+def test_what_is_held_reads_as_what_was_stored(store: Store, exact: bool) -> None:
+    """Through a history of two entries, the older one too."""
+    schedule = Schedule((1.0, 0.8, 0.6, 0.4, 0.0), flow_noise)
+    history, stored = History(2), []
+    for sigma in schedule.sigmas[:3]:
+        value = torch.randn(2, 5, 16) * torch.logspace(-3, 3, 5).view(1, 5, 1)  # tokens of very different sizes
+        stored.append(value)
+        history = history.push(packed(Feature(schedule.at(sigma), value), store))
+    found = [unpacked(entry, store, torch.float32, torch.device("cpu")).value for entry in history.entries]
+    for mine, theirs in zip(found, stored[-2:], strict=True):
+        assert mine.dtype == torch.float32 and torch.equal(mine, theirs) == exact
+        assert float((mine - theirs).abs().max() / theirs.abs().max()) < 0.07
+        assert float(((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max()) < 0.05  # each token by itself

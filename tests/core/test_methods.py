@@ -47,6 +47,7 @@ class Toy:
     probe: Callable[[int], Probe] = lambda step: Probe()
     feature: Callable[[int], Tensor] = wander
     tap: Callable[[int], Tensor] | None = None
+    grid: tuple[int, ...] | None = None
     outs: list[Tensor] = field(default_factory=list)
 
     def run(self) -> Toy:
@@ -63,7 +64,7 @@ class Toy:
                 self.outs.append(track.predict(call))
             else:
                 self.outs.append(self.feature(step))
-                track.store(call, self.feature(step), tap=self.tap(step) if self.tap else None)
+                track.store(call, self.feature(step), grid=self.grid, tap=self.tap(step) if self.tap else None)
             session.end()
         session.close()
         return self
@@ -150,7 +151,7 @@ def test_dbcache_presets_name_their_blocks() -> None:
         assert (f"F{place.head}B{place.tail}", place.kind) == (name, "trunk")
 
 
-@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.8])
+@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.4, 0.8])
 def test_dicache(threshold: float) -> None:
     expected, total, computed = [], 0.0, [0]
     outs = [wander(0)]
@@ -172,6 +173,51 @@ def test_dicache(threshold: float) -> None:
     toy = Toy(METHODS["dicache"](threshold=threshold), probe=head).run()
     assert toy.skipped == expected and len(expected) > 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
+    newest = {i: max(c for c in computed if c < i) for i in expected}
+    mixed = [i for i in expected if not torch.equal(toy.outs[i], wander(newest[i]))]
+    assert mixed or threshold > 0.4, "no skipped step tells the mix from a plain hold"
+
+
+# SeaCache -------------------------------------------------------------------------------------------------------------
+
+
+def wiener(values: Tensor, sigma: float, height: int, width: int) -> Tensor:
+    """The filter written as a sum over frequencies: b n d on a grid."""
+    a, b, out = 1 - sigma, sigma, torch.zeros_like(values, dtype=torch.complex128)
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    gains, waves = [], []
+    for i in range(height):
+        for j in range(width):
+            f = math.hypot(min(i, height - i) / height, min(j, width - j) / width)
+            power = max(f, 1 / max(height, width)) ** -2
+            gains.append(a * power / (a * a * power + b * b))
+            waves.append(torch.exp(2j * math.pi * (i * y / height + j * x / width).double()))
+    for gain, wave in zip(gains, waves, strict=True):
+        amount = (values[0].to(torch.complex128) * wave.conj()[:, None]).sum(0) / len(wave)
+        out[0] += gain / (sum(gains) / len(gains)) * wave[:, None] * amount
+    return out.real.float()
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
+def test_seacache(threshold: float) -> None:
+    grid, total, expected = (2, 8), 0.0, []
+    seen = [wiener(wander(i, 6), levels()[i], *grid) if i else wander(0, 6) for i in range(STEPS)]
+    for i in inner():
+        total += relative(seen[i], seen[i - 1])
+        if total < threshold:
+            expected.append(i)
+        else:
+            total = 0.0
+    probe = lambda step: Probe(wander(step, 6), 16, sigma=torch.tensor(levels()[step]), grid=grid)  # noqa: E731
+    toy = Toy(METHODS["seacache"](threshold=threshold), probe=probe).run()
+    assert toy.skipped == expected and len(expected) > 2
+    scores = [record.scores["d"] for record in toy.recorder.records[1:-1]]
+    assert scores == pytest.approx([relative(seen[i], seen[i - 1]) for i in inner()], rel=1e-3)
+    blind = Toy(
+        METHODS["seacache"](threshold=threshold), probe=lambda step: Probe(wander(step, 6), 16, sigma=torch.ones(()))
+    )
+    plain = [record.scores["d"] for record in blind.run().recorder.records[1:-1]]
+    assert plain == pytest.approx([relative(wander(i, 6), wander(i - 1, 6)) for i in inner()], rel=1e-4)  # no grid
 
 
 # FastCache ------------------------------------------------------------------------------------------------------------
@@ -192,7 +238,7 @@ def test_fastcache_by_its_rule(threshold: float, reference: str) -> None:
             expected.append(i)
         else:
             anchor = i
-    method = METHODS["fastcache"](threshold=threshold, reference=reference)
+    method = METHODS["fastcache"](threshold=threshold, against=reference)
     toy = Toy(method, probe=lambda step: Probe(entered=entered(step), targets=16)).run()
     assert toy.skipped == expected and (threshold < 0.15 or len(expected) > 2)
     (rule,) = method.rules
@@ -279,6 +325,32 @@ def test_magcache_in_the_engine() -> None:
     assert Toy(METHODS["magcache"](curve="FLUX.1"), 28).run().skipped
 
 
+@pytest.mark.parametrize("curve", ["FLUX.1", "custom"])
+def test_magcaches_gain_is_the_product_of_the_ratios_since_the_anchor(curve: str) -> None:
+    given = {"curve": curve, "ratios": ", ".join(map(str, CURVES["FLUX.1"].gammas)) if curve == "custom" else ""}
+    eager = {"threshold": 10.0, "max_consecutive": 3, "retention": 0.0, **given}
+    held, grown = (Toy(METHODS["magcache"](**eager, gain=gain), 28).run() for gain in (False, True))
+    assert held.skipped == grown.skipped and len(held.skipped) > 15
+    ratios, anchor = CURVES["FLUX.1"].ratios(levels(28)[:-1]), 0
+    for i in range(28):
+        if i in grown.skipped:
+            product = math.prod(ratios[anchor + 1 : i + 1])
+            assert torch.equal(held.outs[i], wander(anchor)) and abs(product - 1) > 1e-4
+            assert torch.allclose(grown.outs[i], product * wander(anchor), rtol=1e-5)
+        else:
+            anchor = i
+    assert [place.kind for place in grown.method.rules[0].places] == ["trunk"]
+
+
+@pytest.mark.parametrize(("ratios", "words"), [("", "has 0 numbers"), ("1.0", "has 1 numbers"), ("1, x", "no list"),
+                                               ("1, -1, 1", "above 0"), ("1 nan 1", "above 0")])  # fmt: skip
+def test_a_curve_of_ones_own_that_cannot_be_used_is_refused(ratios: str, words: str) -> None:
+    with pytest.raises(CacheError, match=words):
+        METHODS["magcache"](curve="custom", ratios=ratios)
+    with pytest.raises(CacheError, match="use text"):
+        METHODS["magcache"](ratios=3)
+
+
 # AdaCache -------------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +372,41 @@ def test_adacache(codebook: str, scale: float) -> None:
     toy = Toy(METHODS["adacache"](codebook=codebook, scale=scale), tap=lambda step: wander(step, 2)).run()
     assert toy.skipped == [i for i in inner() if i not in computed] and toy.skipped
     assert toy.method.rules[0].signal.tap == 0.5 and not toy.method.rules[0].signal.needs
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.1, 0.3])
+def test_adacaches_motion_term(scale: float) -> None:
+    """Four frames of 2 x 2 tokens; a picture has none, and nothing changes for it."""
+    book = ((0.08, 3), (0.16, 2))
+    computed, following, before, rates = [0], 1, None, {}
+
+    def seen(step: int) -> Tensor:
+        return wander(step, 2) + 2  # frames that are alike
+
+    def motion(step: int) -> float:
+        frames = seen(step).unflatten(1, (4, 2, 2))
+        change, total = ((frames[:, 1:] + sign * frames[:, :-1]).abs().sum() for sign in (-1, 1))
+        return float((change / total / 0.385) ** 8)
+
+    for i in inner():
+        if i != following:
+            continue
+        last = computed[-1]
+        rate = float((seen(i) - seen(last)).abs().mean() / seen(i).abs().mean()) / (i - last)
+        before = motion(last)
+        if 0.1 <= i / STEPS <= 0.9:
+            rate *= motion(i) + abs(10 * (motion(i) - before) / (i - last))
+        rates[i] = rate
+        computed.append(i)
+        following = i + next((n for bound, n in book if rate < bound * scale), 1)
+    params = {"codebook": "slow", "scale": scale, "motion": True}
+    video = Toy(METHODS["adacache"](**params), tap=seen, grid=(4, 2, 2)).run()
+    assert video.skipped == [i for i in inner() if i not in computed]
+    shown = {r.step: r.scores["rate"] for r in video.recorder.records[2:-1]}
+    assert all(shown[i + 1] == pytest.approx(rate, rel=1e-4) for i, rate in rates.items() if i + 1 in shown)
+    flat = [Toy(METHODS["adacache"](**{**params, "motion": on}), tap=seen, grid=(4, 4)).run() for on in (True, False)]
+    assert flat[0].skipped == flat[1].skipped != video.skipped
+    assert len(video.skipped) > 2
 
 
 # forecasts ------------------------------------------------------------------------------------------------------------

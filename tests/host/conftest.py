@@ -402,6 +402,11 @@ class Caching:
     skip: dict[str, Any]
     site: str
 
+    @property
+    def halves(self) -> bool:
+        """Whether modules are skipped inside blocks that run."""
+        return self.site == "attention"
+
     def never(self, model: Any = None) -> Any:
         """A clone of `model` (the small FLUX) with the method switched off."""
         return self._attached(model, dict(METHODS[self.method].never))
@@ -433,6 +438,32 @@ def _cases() -> Iterator[Any]:
             site = published(**skipping).rules[0].places[0].kind
             title = ", ".join([published.title, *(str(value) for value in variant.values())])
             yield pytest.param((name, refusing, skipping, site), id=title)
+
+
+SPARED = ("test_lanes.py", "test_addons.py")
+"""Where half steps are left out: these tests are about lanes and what comes with them, which are the same for every
+site inside a model call, and a method more costs minutes here. Of each test of the invariants they run one case; what
+is special to half steps is in test_modules.
+"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seen: set[object] = set()
+
+    def spared(item: pytest.Item) -> bool:
+        case, name = getattr(item, "callspec", None), getattr(item, "originalname", item.name)
+        chosen = case.params.get("caching") if case is not None else None
+        if chosen is None or chosen[-1] != "attention":
+            return False
+        kind = (name, case.params.get("gate"))
+        again = kind in seen
+        seen.add(kind)
+        return again or item.path.name in SPARED
+
+    left_out = [item for item in items if spared(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(params=_cases())

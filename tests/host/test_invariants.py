@@ -194,7 +194,7 @@ def test_unequal_prompt_lengths_are_two_calls_of_one_decision(host: Any, caching
     host.sample(caching.fast(), cfg=3.0, negative=host.conditioning(2, tokens=5))
     trace = host.trace()
     assert {(e["calls"], e["lanes"]) for e in trace["evaluations"] if e["calls"]} == {(2, 2)}
-    assert trace["skipped"] > 4 and (caching.site == "attention" or trace["partial"] == 0)
+    assert trace["skipped"] > 4 and (caching.halves or trace["partial"] == 0)
 
 
 # 5: first and last step -----------------------------------------------------------------------------------------------
@@ -260,8 +260,11 @@ def test_the_trace_agrees_with_the_blocks_that_ran(
     _, blocks = host.counted(lambda: host.sample(caching.fast(), sampler=sampler, cfg=cfg, batch=batch))
     trace = host.trace()
     assert trace["skipped"] > 2
-    assert blocks == trace["computed"] * host.blocks
     assert trace["computed"] + trace["skipped"] + trace["partial"] == len(trace["evaluations"]) == 12
+    if caching.halves:  # every block runs, with what it reuses: test_modules counts what ran in it
+        assert blocks == 12 * host.blocks
+        return
+    assert blocks == trace["computed"] * host.blocks
     assert sum(e["work"] for e in trace["evaluations"]) * host.blocks == blocks
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 STEPS, SMALL = 7, {"steps": 7, "size": (8, 8)}
 ATTENTION, MLP = {2, 4, 5}, {3, 4}
 """Steps that reuse each module: one state after the other, and both."""
@@ -253,3 +255,29 @@ def test_a_compiled_model_stands_down(host: Any) -> None:
     plain = host.sample(host.model, **SMALL)
     assert torch.equal(host.sample(states(host, model), **SMALL), plain)
     assert "compiled" in host.trace()["notes"][-1]
+
+
+@pytest.mark.claim("Half steps", "what is kept in main memory or in fp8; a budget keeps the last blocks and says so")
+def test_where_and_how_much_is_kept(host: Any) -> None:
+    feb = host.core.methods()["feb_cache"]
+
+    def run(**options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        method = feb(work=0.35, **options)
+        return host.sample(host.host.attach(host.model, method, None), **SMALL), host.trace()
+
+    plain = host.sample(host.model, **SMALL)
+    device, trace = run()
+    beside = trace["cache_bytes"] - trace["foreseen_bytes"]  # a few latents, which the engine keeps for every method
+    assert 0 <= beside < 0.2 * trace["foreseen_bytes"]
+    assert "foreseen" in host.core.report(trace)
+    ram, other = run(store="ram")
+    assert torch.equal(ram, device) and other["foreseen_bytes"] == 0
+    eight, smaller = run(store="fp8")
+    assert smaller["foreseen_bytes"] < 0.3 * trace["foreseen_bytes"]  # of float32
+    assert smaller["cache_bytes"] - beside == pytest.approx(smaller["foreseen_bytes"], rel=0.01)
+    assert 0 < float((eight - device).norm()) < 0.2 * float((device - plain).norm())
+    tight, few = run(memory=trace["foreseen_bytes"] / 2e9)
+    assert 0 < few["cache_bytes"] - beside <= trace["foreseen_bytes"] / 2
+    assert any("only the last" in note for note in few["notes"])
+    assert max(e["work"] for e in few["evaluations"]) == 1 and min(works(few)) > 0.3  # the first blocks always run
+    assert not torch.equal(tight, device) and float((tight - plain).norm()) < float((device - plain).norm())

@@ -46,7 +46,11 @@ def test_the_contract_of_the_inputs(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "node", ["SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheStats"]
+    "node",
+    [
+        *("SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply", "SpectralCacheFEBApply"),
+        "SpectralCacheStats",
+    ],
 )
 def test_every_input_has_help_and_the_node_is_found(server: Any, node: str) -> None:
     info = server.object_info(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from typing import Any
 
@@ -83,8 +84,7 @@ MARKS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("mark", MARKS)
-@pytest.mark.parametrize("order", ["ours first", "ours last"])
+@pytest.mark.parametrize(("mark", "order"), zip(MARKS, itertools.cycle(["ours first", "ours last"]), strict=False))
 def test_report_06_double_cache_undetected(host: Any, caplog: pytest.LogCaptureFixture, mark: str, order: str) -> None:
     """Ours stands down, names the other, and the run is that of the other alone, to the bit."""
     put, name = MARKS[mark]
@@ -100,8 +100,9 @@ def test_report_06_double_cache_undetected(host: Any, caplog: pytest.LogCaptureF
     assert sum("another cache" in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("where", ["forward", "forward_orig", "_forward", "block"])
-@pytest.mark.parametrize("method", ["Apply", "Auto"])
+@pytest.mark.parametrize(
+    ("method", "where"), [("Apply", "forward_orig"), ("Apply", "block"), ("Auto", "forward"), ("Auto", "_forward")]
+)
 def test_report_06_a_replaced_forward_is_known_by_its_module(host: Any, where: str, method: str) -> None:
     """Many caches leave no mark but the function that they put in the model's place."""
     model = host.diffusion_model
@@ -126,8 +127,7 @@ def test_report_06_a_replaced_forward_is_known_by_its_module(host: Any, where: s
     assert host.trace()["state"] == "stood down" and "teacache" in host.trace()["notes"][0].lower()
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize("kind", ["apply_model", "diffusion_model", "predict_noise"])
+@pytest.mark.parametrize(("kind", "cfg"), [("apply_model", 1.0), ("diffusion_model", 3.0), ("predict_noise", 3.0)])
 def test_report_06_an_unknown_cache_is_known_by_what_it_does(host: Any, kind: str, cfg: float) -> None:
     """Two calls with different inputs and one result to the bit: from there on it is left alone, with a sentence."""
     attached = host.foreign.attached(host, "Auto")

@@ -111,17 +111,20 @@ def test_report_10_nothing_is_held_behind_a_prompt(host: Any) -> None:
     """An unfinished run waits in the context of its prompt's task, and goes with it."""
     import asyncio
 
+    def held() -> list[Any]:
+        return [s for s in gc.get_objects() if type(s) is host.core.Session and s.bytes()]
+
     async def prompt() -> None:
         with executing("left", "5"):
             latent = torch.zeros(1, 16, 4, 4)
             sigmas = host.foreign.simple(host, host.model, STEPS)[:8]
             sampler = host.comfy.samplers.sampler_object("euler")
             host.foreign.run(host, host.foreign.attached(host, "Auto"), sampler, sigmas, latent=latent)
-        assert [s for s in gc.get_objects() if type(s).__name__ == "Session" and s.bytes()]
+        assert held()
 
     asyncio.run(prompt())
     gc.collect()
-    assert not [s for s in gc.get_objects() if type(s).__name__ == "Session" and s.bytes()]
+    assert not held()
 
 
 @pytest.mark.parametrize("method", ["Apply", "FreqCa", "Auto"])

@@ -281,7 +281,8 @@ def test_it_runs(path: Path, server: Any, info: Info, graphs: ModuleType) -> Non
             assert len(picture.getcolors(graphs.TRAINED_SIZE**2)) > 100, "a picture, not a plain colour"
     for key in of_type(graph, "SpectralCacheStats"):
         trace = json.loads(entry["outputs"][key]["trace"][0])
-        assert (trace["state"], trace["site"]) == ("done", "model" if path.stem.endswith("_auto") else "trunk")
+        site = {"auto": "model", "feb": "attention"}.get(path.stem.rpartition("_")[2], "trunk")
+        assert (trace["state"], trace["site"]) == ("done", site)
         assert trace["model"] == ("Qwen-Image" if path.stem.startswith("qwen") else "FLUX.1")
         assert len(trace["evaluations"]) == STEPS
         assert trace["skipped"] > 0

@@ -1,0 +1,50 @@
+"""What each module of a described model is of the whole work, counted in multiplications of its linear layers and of
+attention; what runs once a call (modulation, embeddings) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Part, Slot, Split, Unit
+
+
+def shares(
+    architecture: Architecture, model: Any, slots: tuple[Slot, ...], kind: str, image: int, text: int
+) -> Mapping[Unit, float]:
+    """The share of every unit (layer, stream) of one kind in all attention and MLP modules, at these token counts."""
+    work: dict[tuple[str, Unit], float] = {}
+    for each in (ATTENTION.kind, MLP.kind):
+        for layer, slot in enumerate(slots):
+            for part in architecture.parts(model, slot, each):
+                for stream, amount in _work(part, each, image, text):
+                    work[each, (layer, stream)] = amount
+    total = sum(work.values())
+    return {unit: amount / total for (each, unit), amount in work.items() if each == kind}
+
+
+def _work(part: Part, kind: str, image: int, text: int) -> Iterator[tuple[str, float]]:
+    """Multiplications of one module, by stream."""
+    tokens = {"img": image, "txt": text, "joint": image + text}
+    if isinstance(part, Fused):
+        rows, size, width = 3 * part.width, part.enter.in_features, part.width
+        hidden = part.leave.in_features - width
+        attention = kind == ATTENTION.kind
+        linear = rows * size + width * size if attention else (part.enter.out_features - rows) * size + hidden * size
+        yield "joint", tokens["joint"] * linear + (2 * tokens["joint"] ** 2 * width if attention else 0)
+        return
+    for stream in part.streams:
+        if isinstance(part, Split):
+            index = part.streams.index(stream)
+            linear = _linear(part.enters[index]) + _linear(part.leaves[index])
+        else:
+            linear = _linear(part.module) / len(part.streams)
+        yield stream, tokens[stream] * linear + 2 * tokens[stream] * (image + text) * part.width
+
+
+def _linear(module: Any) -> float:
+    """Weights of the linear layers in a module."""
+    return sum(each.in_features * each.out_features for each in module.modules() if isinstance(each, torch.nn.Linear))
