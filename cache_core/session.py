@@ -17,7 +17,7 @@ Reading sigma is deferred to the first decision, so that it shares the read with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -223,6 +223,8 @@ class Session:
             track.end()
         self.evaluation = None
         self.recorder.cache_bytes = max(self.recorder.cache_bytes, self.bytes())
+        watched = _size(tensor for motion in self._motions() for tensor in motion.tensors())
+        self.recorder.watch_bytes = max(self.recorder.watch_bytes, watched)
 
     def stand_down(self, why: str) -> bool:
         """Compute everything from here on and free what is held; returns whether the sentence is new."""
@@ -272,10 +274,8 @@ class Session:
             motion.clear()
 
     def bytes(self) -> int:
-        """Memory held now, in bytes."""
-        held = {id(t): t for track in self.tracks for t in track.tensors()}
-        held |= {id(t): t for motion in self._motions() for t in motion.tensors()}
-        return sum(t.numel() * t.element_size() for t in held.values())
+        """Memory that the rules hold now, in bytes."""
+        return _size(tensor for track in self.tracks for tensor in track.tensors())
 
     def _deciding(self) -> list[Track]:
         """Every track and its parts, in the order in which they decide."""
@@ -336,3 +336,8 @@ ROLLED = "the model is shown other parts of the picture at every step, so nothin
 THROWN_AWAY = "the sampler makes the latent anew from fresh noise at every step: a forecast would show as grain"
 LEAST, LEAST_SIGNAL = 1e-6, 0.004
 """Both ends of a run lie infinitely far away in log-SNR; these keep them within reach, and every sigma apart."""
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, of which one may come twice."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in {id(each): each for each in tensors}.values())

@@ -47,7 +47,7 @@ class Record:
     def json(self) -> dict[str, Any]:
         scores = {name: _finite(value) for name, value in self.scores.items()}
         limits = {name: _finite(value) for name, value in self.limits.items()}
-        plain = {name: getattr(self, name) for name in self.__slots__}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "derived" or self.derived}
         return {**plain, "sigma": _finite(self.sigma), "scores": scores, "limits": limits}
 
 
@@ -93,6 +93,7 @@ class Recorder:
     watches: list[Stopwatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cache_bytes: int = 0
+    watch_bytes: int = 0
     foreseen_bytes: int = 0
     stood_down: bool = False
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class Recorder:
             "speedup": speedup(self.records),
             "cache_bytes": self.cache_bytes,
             "foreseen_bytes": self.foreseen_bytes,
+            "watch_bytes": self.watch_bytes,
             "notes": list(self.notes),
             "counted": {name: sum(reasons[r] for r in alone) for name, alone in self.counted.items()},
         }
@@ -235,8 +237,10 @@ def _gain(trace: Trace) -> list[str]:
     lines = [f"Model: {trace['model']}; site: {trace['site']}; state: {trace['state']}"]
     lines.append(f"Speed-up: {_speedup(trace, wall, by_count)}")
     foreseen = f" ({megabytes(trace['foreseen_bytes'])} foreseen)" if trace.get("foreseen_bytes") else ""
+    watched = trace.get("watch_bytes", 0)
+    latents = f", {megabytes(watched)} of latents to see how the sampler moves" if watched else ""
     lines.append(
-        f"Memory held by the cache: {megabytes(trace['cache_bytes'])}{foreseen}, all of it freed after the run"
+        f"Memory held by the cache: {megabytes(trace['cache_bytes'])}{foreseen}{latents}, all of it freed after the run"
     )
     return lines
 

@@ -189,7 +189,7 @@ def test_the_budget_holds_on_every_sampler(host: Any, site: str) -> None:
     for name in host.comfy.samplers.SAMPLER_NAMES:
         out = host.sample(host.auto(site=site, speedup=2.5), sampler=name, steps=14, size=(8, 8))
         trace = host.trace()
-        if name in ("dpm_fast", "dpm_adaptive"):
+        if name in ("dpm_fast", "dpm_adaptive", "lcm"):  # no steps to find, or every one from fresh noise
             assert (trace["state"], trace["skipped"]) == ("stood down", 0)
             continue
         steps = trace["steps"]
@@ -363,8 +363,9 @@ def test_our_failure_costs_the_cache_and_never_the_picture(
     monkeypatch.setattr(owner, part, fail)
     out = host.sample(host.auto(site=site, **FAST), steps=12)
     trace = host.trace()
-    places = 2 if site == "trunk" else 1  # each place of the rule is tried
-    assert trace["state"] == "stood down" and sum("injected" in note for note in trace["notes"]) == places
+    assert trace["state"] == "stood down" and sum("injected" in note for note in trace["notes"]) == 1
+    tried_both = site == "trunk"  # the second place fails by the same error, which is not told twice
+    assert any("in the same way" in note for note in trace["notes"]) == tried_both
     assert torch.isfinite(out).all() and len(trace["evaluations"]) == 12
     assert torch.equal(out, plain) == (part != "repair")  # a skip came before the first payment
 
@@ -485,16 +486,18 @@ def test_the_contract_of_the_inputs(server: Any) -> None:
     info = server.object_info(NODE)
     inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
     expected = ["model", "speedup", "quality", "tolerance", "keep_first", "keep_last", "bands", "site", "computed"]
+    expected += ["guidance"]
     assert list(inputs) == expected and info["output"] == ["MODEL"]
     assert info["display_name"] == "SpectralCache Auto"
     defaults = {name: spec[1]["default"] for name, spec in inputs.items() if name != "model"}
-    assert list(defaults.values()) == [2.0, "Balanced", 0.0, 1, 1, 3, "auto", 0]
+    assert list(defaults.values()) == [2.0, "Balanced", 0.0, 1, 1, 3, "auto", 0, "follow"]
     assert [inputs["speedup"][1][key] for key in ("min", "max", "step")] == [1.0, 20.0, 0.1]
     assert (inputs["bands"][1]["min"], inputs["bands"][1]["max"]) == (1, 4)
     offered = {name: spec[1]["options"] for name, spec in inputs.items() if "options" in spec[1]}
     assert offered == {
         "quality": ["Custom", "Quality", "Balanced", "Fast", "Draft"],
         "site": ["auto", "trunk", "model", "guided"],
+        "guidance": ["follow", "derive"],
     }
     assert [name for name, spec in inputs.items() if spec[1].get("advanced")] == expected[3:]
     assert {"auto", "easy"} <= set(info["search_aliases"])

@@ -107,7 +107,6 @@ QWEN_IMAGE = {
 FLUX1 = FLUX | {"depth_single_blocks": 3, "guidance_embed": False, "txt_ids_dims": []}
 """Half the width and half the blocks of the small trained FLUX."""
 LOADED = {
-    "flux": ("comfy.ldm.flux.model", "Flux", FLUX1, CONTEXT, (1, 16, 8, 8)),
     "flux2": ("comfy.ldm.flux.model", "Flux", FLUX2, CONTEXT, (1, 128, 6, 8)),
     "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideo", HUNYUAN_VIDEO, CONTEXT, (1, 16, 2, 8, 8)),
     "wan2.1": ("comfy.ldm.wan.model", "WanModel", WAN, 4096, (1, 16, 2, 8, 8)),
@@ -175,6 +174,8 @@ def randomize(module: torch.nn.Module, seed: int = 0, spread: float = 0.05, norm
 
 def load(family: str) -> tuple[Any, int, tuple[int, ...]]:
     """A ModelPatcher, its text width and a latent shape."""
+    if family == "flux":
+        return _through_the_loader("comfy.ldm.flux.model", "Flux", FLUX1, CONTEXT, (1, 16, 8, 8))
     if family in LOADED:
         return _through_the_loader(*LOADED[family])
     if family in BUILT:
