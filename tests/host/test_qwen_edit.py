@@ -153,6 +153,8 @@ def test_every_method_runs_with_its_defaults(host: Any, newest: Any) -> None:
         out = newest.sample(host.host.attach(newest.model, method(), None), **options)
         trace = host.trace()
         assert torch.isfinite(out).all(), name
+        if name == "deepcache":  # U-Nets only
+            continue
         if name == "dbcache":  # by default its head alone is longer than this model
             assert "none of the 3 blocks" in trace["notes"][0]
             continue
