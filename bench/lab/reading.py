@@ -50,7 +50,7 @@ def sign(row: Row, what: str = "psnr_over_fewer") -> int:
 
 def over(row: Row, what: str, places: int) -> str:
     mean, low, high = (number(row[f"{what}{end}"]) for end in ("", "_low", "_high"))
-    if math.isnan(mean):
+    if not math.isfinite(mean):  # no control, or one that is the full run itself
         return ""
     return f"{fixed(mean, places, sign=True)} ({fixed(low, places, sign=True)} to {fixed(high, places, sign=True)})"
 

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import inspect
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,8 @@ from cache_core.types import Method
 
 STEPS, COUNT, PAIRS = 28, 14, 4
 GUIDANCE = (1.0, 3.0)
+DEEP = 20_000
+"""Calls in each other: the tree of a Brownian path is deep where a sampler's stages lie close together."""
 QUICK = ("euler_ancestral", "lcm")
 AUTO, UNCORRECTED, FEWER = "Auto", "without the corrector", "fewer steps"
 STOOD_DOWN = "stood down"
@@ -100,6 +103,7 @@ class Easel:
 def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
     """One record a sampler, guidance, pair and way."""
     names = stochastic(studio.lab.comfy)
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
     for sampler in [name for name in names if name in QUICK] if quick else names:
         for cfg in GUIDANCE[:1] if quick else GUIDANCE:
             for text, seed in prompts(pairs):
@@ -167,7 +171,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         with torch.inference_mode():
             studio = Studio(Lab(), options.side or SIDE)
-            write_csv(table, list(measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)))
+            records: list[dict[str, object]] = []
+            for record in measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick):
+                write_csv(table, [*records, record])  # as it grows: the whole table takes most of an hour
+                records.append(record)
         about = fill.origin(studio.lab.about(), ["auto"])
     page.write_text(report(read_csv(table), about), encoding="utf-8")
     print(page.read_text("utf-8"))
