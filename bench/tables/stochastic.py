@@ -126,7 +126,7 @@ def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
     values = {way: [number(row["psnr"]) for row in found] for way, found in own.items()}
     computed = statistics.fmean(number(row["computed"]) for row in own[AUTO])
     if any(row["note"] for row in own[AUTO]):
-        return [f"{computed:.0f}", STOOD_DOWN, "", "", "", ""]
+        return [f"{computed:.0f}", STOOD_DOWN, "", "", ""]
     gain, without = paired(values[AUTO], values[FEWER]), paired(values[UNCORRECTED], values[FEWER])
     same = values[AUTO] == values[UNCORRECTED]
     return [
@@ -144,7 +144,7 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     for cfg in dict.fromkeys(row["cfg"] for row in rows):
         own = [row for row in rows if row["cfg"] == cfg]
         names = list(dict.fromkeys(row["sampler"] for row in own))
-        body = [[name, *line([row for row in own if row["sampler"] == name])][: len(heading)] for name in names]
+        body = [[name, *line([row for row in own if row["sampler"] == name])] for name in names]
         parts += [f"## CFG {number(cfg):g}", markdown(heading, body)]
     pairs = len({row["seed"] for row in rows})
     return document(
