@@ -273,3 +273,31 @@ class Qwen:
             assert trace["skipped"] >= least and trace["partial"] == 0 and trace["notes"] == [], trace["notes"]
             assert ran * len(trace["evaluations"]) == blocks * trace["computed"]
         return trace
+
+
+class Wan:
+    """The small Wan, two frames of text to video: its conditioning and its runs."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+        self.model, self.text, self.shape = load("wan2.1")
+        randomize(self.diffusion_model, spread=0.1, norm=1.0)
+
+    @property
+    def diffusion_model(self) -> Any:
+        return self.model.model.diffusion_model
+
+    @property
+    def blocks(self) -> Any:
+        return self.diffusion_model.blocks
+
+    def conditioning(self, seed: int) -> list[Any]:
+        """Random text, b m d = 1 8 4096."""
+        return [[torch.randn(1, 8, self.text, generator=torch.Generator().manual_seed(seed)), {}]]
+
+    def sample(self, model: Any = None, **options: Any) -> torch.Tensor:
+        """One run through the host's own sampling function: b c t h w."""
+        sides = {"positive": self.conditioning(1), "negative": self.conditioning(2)}
+        latent = torch.zeros(self.shape)
+        out: torch.Tensor = self.host.sample(model or self.model, **{"latent": latent, "steps": 7} | sides | options)
+        return out
