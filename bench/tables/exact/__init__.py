@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 
+from bench import ROOT
 from bench.lab import fill
+from bench.lab.table import read_csv
 from bench.tables.exact.grid import Size
 
 
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     size = Size.quick() if options.quick else Size()
     size = size.of(options.pairs, options.screened)
-    out = options.out or fill.quick_folder(options) or fill.ROOT / "docs"
+    out = options.out or fill.quick_folder(options) or ROOT / "docs"
     table, page = out / "exact.csv", out / "exact.md"
     if options.report:
         about = fill.provenance(page)
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         about = measure(size, table, options.minutes, features=not (options.plain or options.quick), side=options.side)
     if not about:
         return 0
-    text = report(fill.read_csv(table), about)
+    text = report(read_csv(table), about)
     page.write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -132,7 +132,7 @@ class Size:
     def quick(cls) -> Size:
         """One pair, three combinations, to see that it works."""
         return cls(
-            1, 1, 0, (6, 10), ("dpmpp_2m", "heunpp2"), ("simple", PLACES), 6, (6,), 2, 2, (("dpmpp_2m", 20),),
+            1, 1, 0, (6,), ("dpmpp_2m", "heunpp2"), ("simple", PLACES), 6, (6,), 2, 2, (("dpmpp_2m", 20),),
             (("dpmpp_2m", 20), ("euler", 20)), 20, 11,
         )  # fmt: skip
 

@@ -252,7 +252,7 @@ def _records(easel: Easel, size: Size) -> list[Record]:
                 record("screened", cfg, way, n, easel.score(way, n, pairs, look=False)) for n in size.screen_auto
             ]
     done = {cfg: 0 for cfg in GUIDANCE}
-    lines = {cfg: [*chosen[cfg], *(Auto(*each) for each in size.auto)] for cfg in GUIDANCE}
+    lines: dict[float, list[Way]] = {cfg: [*chosen[cfg], *(Auto(*each) for each in size.auto)] for cfg in GUIDANCE}
     say(f"{easel.made} runs made for the screening")
     try:
         for count in _sizes(size):
