@@ -236,7 +236,7 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
         assert float(own["Auto on dpmpp_2m, 20 steps"]["margin"]) == pytest.approx(auto - best, abs=1e-3)
     page = (folder / "exact.md").read_text("utf-8")
     assert "heun's on 11 steps" in page and "## CFG 3, 1 prompt and seed pairs" in page
-    done = command(folder, "exact", *SMALLER, "--pairs", "2", "--minutes", "0.0001", "--out", str(folder))
+    done = command(folder, "exact", "--side", "8", "--quick", "--minutes", "0.0001", "--out", str(folder))
     assert done.returncode == 0 and "stopped by --minutes" in done.stderr
     assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays
 

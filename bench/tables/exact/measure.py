@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,33 +244,36 @@ def _judge() -> Judge | None:
 
 def _records(easel: Easel, size: Size) -> list[Record]:
     records: list[Record] = []
-    chosen = finalists(easel, size, records)
-    for cfg in GUIDANCE:
-        pairs = found_pairs(size.screened, cfg)
-        for way in (Auto(*each) for each in size.auto_screened):
-            records += [
-                record("screened", cfg, way, n, easel.score(way, n, pairs, look=False)) for n in size.screen_auto
-            ]
-    done = {cfg: 0 for cfg in GUIDANCE}
-    lines: dict[float, list[Way]] = {cfg: [*chosen[cfg], *(Auto(*each) for each in size.auto)] for cfg in GUIDANCE}
+    plain, done = finalists(easel, size, records), dict.fromkeys(GUIDANCE, 0)
+    auto = [Auto(*each) for each in size.auto]
     say(f"{easel.made} runs made for the screening")
     try:
         for count in _sizes(size):
-            for cfg in GUIDANCE:
-                _walk(easel, lines[cfg], size.budgets, found_pairs(count, cfg))
-                done[cfg] = count
-                say(f"CFG {cfg:g}: {count} of {size.pairs} pairs, {easel.made} runs made")
+            both: tuple[Mapping[float, Sequence[Way]], ...] = (plain, dict.fromkeys(GUIDANCE, auto))
+            for ways in both:
+                for cfg in GUIDANCE:
+                    _walk(easel, ways[cfg], size.budgets, found_pairs(count, cfg))
+                    say(f"CFG {cfg:g}: {count} of {size.pairs} pairs, {easel.made} runs made")
+            done = dict.fromkeys(GUIDANCE, count)
+        records += [each for cfg in GUIDANCE for each in _beside(easel, size, cfg)]
     except OutOfTime:
-        say(f"bench exact: stopped by --minutes at {done} pairs; the same command goes on")
-    easel.until = None  # what follows is in the store, but for the other caches
+        say(f"bench exact: stopped by --minutes, {done[1.0]} pairs are complete; the same command goes on")
+    easel.until = None  # what follows is in the store
     for cfg in GUIDANCE:
         if done[cfg]:
-            records += summary(easel, cfg, lines[cfg], size.budgets, found_pairs(done[cfg], cfg))
-    records += [_reference(easel, cfg, found_pairs(size.screened, cfg)) for cfg in GUIDANCE]
-    for cfg in GUIDANCE if size.cached else ():
-        pairs = found_pairs(min(size.cached, done[cfg]), cfg)
-        records += [record("cache", cfg, way, 0, easel.score(way, 0, pairs)) for way in others() if pairs]
+            records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, found_pairs(done[cfg], cfg))
     return records
+
+
+def _beside(easel: Easel, size: Size, cfg: float) -> Iterator[Record]:
+    """On fewer pairs: whether the reference is converged, Auto on other samplers and steps, the other caches."""
+    pairs = found_pairs(size.screened, cfg)
+    yield _reference(easel, cfg, pairs)
+    for way in (Auto(*each) for each in size.auto_screened):
+        yield from (record("screened", cfg, way, n, easel.score(way, n, pairs, look=False)) for n in size.screen_auto)
+    if size.cached:
+        pairs = found_pairs(size.cached, cfg)
+        yield from (record("cache", cfg, way, 0, easel.score(way, 0, pairs)) for way in others())
 
 
 def _sizes(size: Size) -> Iterator[int]:
