@@ -43,7 +43,7 @@ NOTHING_COLLECTED = 5  # pytest's exit code
 VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
 WORKERS = ("-n", "2", "--dist", "loadfile")
 """A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
-DRAWN = ("quality",)
+DRAWN = ("dynamics", "quality")
 """Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
