@@ -106,8 +106,8 @@ def depth(rows: Sequence[Row]) -> tuple[str, str]:
         f"From the first block on, {sum(m > 0 for m in more)} of {len(more)} numbers of blocks cost more than as many "
         f"anywhere ({100 * min(more):+.0f} to {100 * max(more):+.0f} %; published +28 % at 1 of 19, +20 % at 5, +8 % "
         "at 10, none from 14). Neighbours that do not begin at the first block cost more in "
-        f"{sum(o > 0 for o in others)} of {len(others)}: where that is few, it is the early blocks that matter, not that "
-        "they are neighbours."
+        f"{sum(o > 0 for o in others)} of {len(others)}: where that is few, the early blocks matter, not that they are "
+        "neighbours."
     )
     return markdown(heading, body), told
 
