@@ -150,7 +150,9 @@ def probe(
     if "modulated" in needs:
         tokens = streams.img.shape[1] if architecture.signal_over_references else streams.targets
         modulated = architecture.modulated(model, streams.img[rows, :tokens], streams.vec[rows])
-    return Probe(modulated, streams.targets, head)
+    embedding = streams.vec[rows] if "embedding" in needs else None
+    text = streams.txt[rows] if "text" in needs else None
+    return Probe(modulated, streams.targets, head, embedding=embedding, text=text)
 
 
 def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:

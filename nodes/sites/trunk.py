@@ -146,7 +146,8 @@ class Trunk(Hooked[TrunkPass]):
         seen = probe(needs, self.architecture, self.around.model, streams, rows, head)
         sigma = now.call.sigma[rows][0] if "sigma" in needs else None
         grid = self._grid(now, streams.targets) if "grid" in needs else None
-        return replace(seen, sigma=sigma, grid=grid)
+        entered = img[rows, : streams.targets] if "entered" in needs else None
+        return replace(seen, sigma=sigma, grid=grid, entered=entered)
 
     def _take(self, now: TrunkPass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
