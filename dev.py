@@ -48,7 +48,7 @@ one half, in order; whoever is done takes over half of what the other has left.
 """
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """What a run of everything sets to 1: its processes share the processors, and the models are small."""
-DRAWN = ("quality",)
+DRAWN = ("dynamics", "quality")
 """Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours

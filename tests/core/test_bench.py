@@ -28,6 +28,7 @@ from bench.lab.store import Outcome, Store, code_version, method_files
 from bench.tables import ablation, auto
 from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
+from bench.tables.exact import report as exact_report
 from bench.tables.predictors import grid as predictors
 from bench.tables.predictors import parts as predictor_parts
 from bench.tables.predictors import report as predictors_report
@@ -740,7 +741,10 @@ def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) ->
     assert page.count("## All rows") == 2 and page.endswith("somewhere\n")
 
 
-REPORTS = {"quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report}
+REPORTS = {
+    "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
+    "exact": exact_report.report,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REPORTS)

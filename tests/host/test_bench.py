@@ -250,3 +250,52 @@ def test_speed_refuses_a_whole_real_model_on_a_cpu(folder: Path) -> None:
     done = command(folder, "speed", "--model", "qwen-image", "--out", str(folder))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "41 GB" in done.stderr and "--device cuda" in done.stderr and "--double 2" in done.stderr
+
+
+def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_on(folder: Path) -> None:
+    bench(folder, "exact", *SMALLER)
+    rows = [row for row in table(folder / "exact.csv") if row["stage"] == "main"]
+    names = {"dpmpp_2m + simple", "heunpp2 + simple", "dpmpp_2m + Auto's places", "heunpp2 + Auto's places"}
+    for cfg in ("1", "3"):
+        own = {row["name"]: row for row in rows if row["cfg"] == cfg}
+        assert len(own) == 3 and own.keys() - names == {"Auto on dpmpp_2m, 20 steps"}
+        assert all(float(row["computed"]) == 6 and 5 < float(row["psnr"]) < 100 for row in own.values())
+        rival = own[own["Auto on dpmpp_2m, 20 steps"]["rival"]]
+        auto, best = (float(row["psnr"]) for row in (own["Auto on dpmpp_2m, 20 steps"], rival))
+        assert float(own["Auto on dpmpp_2m, 20 steps"]["margin"]) == pytest.approx(auto - best, abs=1e-3)
+    page = (folder / "exact.md").read_text("utf-8")
+    assert "heun's on 11 steps" in page and "## CFG 3, 1 prompt and seed pairs" in page
+    done = command(folder, "exact", "--side", "8", "--quick", "--minutes", "0.0001", "--out", str(folder))
+    assert done.returncode == 0 and "stopped by --minutes" in done.stderr
+    assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays
+
+
+TOGETHER = """
+import os, sys
+sys.path.insert(0, os.environ["ROOT"])
+from bench import run
+run.find_modules()
+import torch
+from bench.lab import Lab, Pair, Studio
+from bench.tables.exact.grid import SAMPLERS, Size
+from bench.tables.exact.measure import Easel
+with torch.inference_mode():
+    easel = Easel(Studio(Lab(), 8), Size.quick(), None, None)
+    for cfg in (1.0, 3.0):
+        pairs = [Pair("a photo of cat", 3, cfg), Pair("a small red circle on grass", 5, cfg)]
+        for sampler in SAMPLERS if cfg == 1 else SAMPLERS[-2:]:
+            levels = easel.studio.sigmas(4)
+            both, computed = easel.draw(pairs, sampler, levels)
+            for pair, row in zip(pairs, both):
+                alone, count = easel.draw([pair], sampler, levels)
+                assert count == computed >= 4, (sampler, count, computed)
+                assert (alone[0] - row).norm() < 1e-4 * row.norm(), (sampler, cfg, (alone[0] - row).norm())
+    print("together")
+"""
+
+
+def test_exact_samples_several_pairs_at_once_as_one_by_one(folder: Path) -> None:
+    environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache"), "ROOT": str(ROOT)}
+    line = [sys.executable, "-c", TOGETHER]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+    assert done.returncode == 0 and "together" in done.stdout, done.stderr[-3000:]
