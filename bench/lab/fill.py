@@ -59,7 +59,7 @@ def carry_out(
 
     `folder` is where they go unless --out says.
     """
-    return _written(
+    return written(
         options, name, lambda table: measure(groups, table, options.share, options.side), report, folder, also
     )
 
@@ -75,18 +75,20 @@ def carry_out_records(
     """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
     `methods`: whose code it depends on.
     """
-    return _written(options, name, lambda table: keep(records, table, methods, options.side), report, folder)
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder)
 
 
-def _written(
+def written(
     options: argparse.Namespace,
     name: str,
     make: Callable[[Path], str],
     report: Report,
-    folder: Path | None,
+    folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
-    """CSV and page. `make` writes the CSV and says where its figures are from, or nothing if there is no page yet."""
+    """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
+    nothing if there is no page yet.
+    """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
     about = provenance(page) if options.report else make(table)

@@ -24,23 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bench.lab.table import read_csv
     from bench.tables.dynamics.report import report
 
-    out = options.out or fill.quick_folder(options) or fill.ROOT / "docs"
-    table, page = out / "dynamics.csv", out / "dynamics.md"
-    about = fill.provenance(page) if options.report else measured(options, table)
-    rows = read_csv(table)
-    text = report(rows, about)
-    page.write_text(text, encoding="utf-8")
+    def make(table: Path) -> str:
+        return measured(options, table)
+
+    return fill.written(options, "dynamics", make, report, fill.quick_folder(options), also=with_plot)
+
+
+def with_plot(rows: fill.Rows, folder: Path) -> None:
+    """dynamics.png, where matplotlib is."""
     try:
         from bench.tables.dynamics.plot import draw
 
-        draw(rows, out / "dynamics.png")
+        draw(rows, folder / "dynamics.png")
     except ImportError as error:
         say(f"bench dynamics: dynamics.png is not drawn ({error}); --report draws it elsewhere")
-    print(text)
-    return 0
 
 
 def measured(options: argparse.Namespace, table: Path) -> str:
