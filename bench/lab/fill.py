@@ -71,11 +71,12 @@ def carry_out_records(
     methods: Iterable[str],
     report: Report,
     folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
     """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
     `methods`: whose code it depends on.
     """
-    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder)
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
 
 
 def written(
