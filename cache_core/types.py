@@ -189,7 +189,7 @@ class Probe:
     calls are skipped the model's scaled input, channels last (b ... c).
     head: b n d, what the head layers of the rule's place have added to the target's tokens.
     targets: how many of its n tokens belong to the picture that is being made; None for all.
-    entered: b n d, the target's tokens as they enter the block (places of single blocks).
+    entered: b n d, the target's tokens as they enter the block, or the first block behind the head.
     sigma, grid: the noise level (0-dim, on the device) and the token grid of the target, None where nothing is known
     of it (places within a described trunk).
     embedding: b d, the vector that modulates the target's tokens in every block; text: b m d, the text tokens that
