@@ -17,7 +17,7 @@ from cache_core import methods
 from cache_core.profile import Profile
 
 if TYPE_CHECKING:
-    from bench.lab.studio import Studio
+    from bench.lab.painter import Painter
 
 CAPTIONS = (
     "a small yellow star on brick",
@@ -31,7 +31,7 @@ RECORDER = ROOT / "nodes" / "watcher.py"
 
 
 @functools.lru_cache(maxsize=8)
-def recorded(studio: Studio, cfg: float, steps: int, sampler: str = EULER) -> Profile:
+def recorded(studio: Painter, cfg: float, steps: int, sampler: str = EULER) -> Profile:
     """Whole runs of four captions: what `record` "whole run" of the node gives."""
     watching: Any = importlib.import_module(f"{PACK}.nodes.watcher")
     watcher = watching.Watcher(True, cfg > 1, lambda: None)
@@ -55,7 +55,7 @@ class Profiled(Cached):
     cfg: float = 1.0
     recorded_steps: int = 28
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         profile = recorded(studio, self.cfg, self.recorded_steps, self.sampler)
         return SetUp(studio.lab.attach(studio.model, methods()[self.method](profile, **self.params)), steps)
 
