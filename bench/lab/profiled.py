@@ -42,8 +42,8 @@ def recorded(studio: Painter, cfg: float, steps: int, sampler: str = EULER) -> P
     family, dimensions = studio.lab.pack.fingerprint(studio.model)
     about = {
         "model": dimensions, "family": family, "sampler": sampler, "scheduler": "simple", "steps": steps, "cfg": cfg,
-        "samples": len(CAPTIONS), "size": f"{studio.side} x {studio.side}", "shift": 0.0, "date": "", "pack": "",
-        "name": "bench",
+        "samples": len(CAPTIONS), "size": " x ".join(str(side) for side in studio.shape[2:]), "shift": 0.0, "date": "",
+        "pack": "", "name": "bench",
     }  # fmt: skip
     return Profile(about, watching.joined([watcher.tables()]))
 
