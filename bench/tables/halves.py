@@ -25,10 +25,12 @@ from cache_core.outputs import noise_scale
 if TYPE_CHECKING:
     from bench.lab.studio import Studio
 
-STEPS, PAIRS = 28, 2
+STEPS, PAIRS = 28, 6
 GUIDANCE = (1.0, 3.0)
 WORKS = (0.7, 0.5, 0.35)
 SCALINGS = {"off": "the table alone", "paper": "table and b(t)", "code": "table and 1 / 0.965"}
+STATES = ((0.15, 0.4), (0.3, 0.6), (0.6, 1.2))
+"""Thresholds of a skip and of half a step."""
 PLACES = (10, 14, 20)
 FEWER_COUNTS = (9, 10, 12, 14, 16, 20, 22)
 
@@ -61,7 +63,12 @@ def arms() -> list[Arm]:
         for work in WORKS
     ]
     alone = [ScaledNoise("b(t) alone", "b(t) alone", paper=True), ScaledNoise("1 / 0.965", "1 / 0.965", paper=False)]
-    return [*(fewer(count) for count in FEWER_COUNTS), *alone, *halves, *(auto(count) for count in PLACES)]
+    chosen = [
+        Cached("full, half or skip by SpectralCache", f"states {skip:g}/{half:g}", method="spectral_halves",
+               params={"skip": skip, "half": half})
+        for skip, half in STATES
+    ]  # fmt: skip
+    return [*(fewer(count) for count in FEWER_COUNTS), *alone, *halves, *chosen, *(auto(count) for count in PLACES)]
 
 
 def grid(pairs: int | None) -> list[Group]:
