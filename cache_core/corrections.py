@@ -30,7 +30,8 @@ class Repay(Correction):
 
     so that a step of dx = F dsigma lands where interpolated steps would have led. It is the corrector of a linear
     multistep method (Adams-Moulton after Adams-Bashforth; UniC in UniPC, arXiv 2302.04867, sec. 3.1), with the forecast
-    as its predictor and no evaluation more.
+    as its predictor and no evaluation more. Kin: PrediT (arXiv 2602.18093) corrects forecasts of skipped outputs by
+    Adams-Moulton where they change fast, FoCa (2508.16211) by a step of Heun; here every skipped step is repaid.
 
     A narrow step behind a wide gap would have to pay many times what it is itself. No payment of a row is more than
     `most` times its feature, and a step pays a share of the debt that grows with its width: whole where it is at least

@@ -93,6 +93,43 @@ def _change(now: Tensor, before: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingL1(Signal):
+    """Relative L1 change of the vector that modulates the blocks, which the noise level alone moves (PromptTea
+    2507.06739). Figure: "embedding".
+
+    prompt: how many text tokens say something of their own besides, tr(C)² / tr(C²) of their covariance C. Figure:
+    "prompt".
+    """
+
+    prompt: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"embedding", "text"} if self.prompt else {"embedding"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.embedding is None:
+            raise CacheError("EmbeddingL1 looks at what modulates the blocks; use it at a described trunk")
+        told = {} if probe.text is None else {PROMPT: _own_tokens(probe.text)}
+        return {"embedding": probe.embedding, **told}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        told = {name: now[name] for name in (PROMPT,) if name in now}
+        return {"embedding": _change(now["embedding"], before["embedding"]), **told}
+
+
+PROMPT = "prompt"
+
+
+def _own_tokens(text: Tensor) -> Tensor:
+    """The effective rank of b m d tokens around their mean, by their inner products: 0-dim float32, mean over rows."""
+    apart = text.float() - text.float().mean(1, keepdim=True)
+    products = apart @ apart.mT  # b m m
+    whole = products.diagonal(dim1=1, dim2=2).sum(1).square()
+    return (whole / products.square().sum((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+
+
+@dataclass(frozen=True, slots=True)
 class HeadL1(Signal):
     """What the head layers have added to the target's tokens, against the last computed evaluation (First-Block Cache,
     DBCache). Figure: "d".

@@ -192,6 +192,8 @@ class Probe:
     entered: b n d, the target's tokens as they enter the block, or the first block behind the head.
     sigma, grid: the noise level (0-dim, on the device) and the token grid of the target, None where nothing is known
     of it (places within a described trunk).
+    embedding: b d, the vector that modulates the target's tokens in every block; text: b m d, the text tokens that
+    enter the first one.
     """
 
     modulated: Tensor | None = None
@@ -200,6 +202,8 @@ class Probe:
     entered: Tensor | None = None
     sigma: Tensor | None = None
     grid: Grid | None = None
+    embedding: Tensor | None = None
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,12 @@ is exact, and what is kept has the size of a latent; the trunk's residual is the
 differs by follows half of its last slope. Skipped steps then forecast the guided result.
 
 Sources: band-wise forecasts from FreqCa (arXiv 2510.08669); the corrector from linear multistep methods (Adams-Moulton;
-UniPC, arXiv 2302.04867); the resting negative from FasterCache (arXiv 2410.19355); back-test, density and their
-combination are our own.
+UniPC, arXiv 2302.04867); the resting negative from FasterCache (arXiv 2410.19355). Kin: a multistep forecast of skipped
+outputs is in AB-Cache (2504.10540), FoCa (2508.16211), CAB (2605.16736) and PrediT (2602.18093), which has an
+Adams-Moulton corrector too; a budget that is kept, with places searched on the model, in BudCache (2606.13496),
+MeanCache (2601.19961) and DPCache (2602.22654); a test on a held-out feature in HiCache++. Our own is what is left:
+gains that each lane and band earns in the run itself, the estimate of the error from the same test, a corrector that
+repays the skipped steps in the ODE's derivative, and places by a formula, without a search.
 """
 
 from __future__ import annotations

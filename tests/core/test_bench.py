@@ -6,9 +6,9 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ from bench.tables import ablation, auto, guidance
 from bench.tables import published as published_tables
 from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
+from bench.tables.exact import report as exact_report
 from bench.tables.predictors import grid as predictors
 from bench.tables.predictors import parts as predictor_parts
 from bench.tables.predictors import report as predictors_report
@@ -739,6 +740,23 @@ def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: p
     assert page == "11 rows\n\nmeasured somewhere\n" and seen == [11] and page in capsys.readouterr().out
 
 
+def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = SimpleNamespace(about=lambda: {"machine": "here", "versions": "these"})
+    monkeypatch.setattr("bench.lab.Lab", lambda: lab)
+    monkeypatch.setattr("bench.lab.Studio", lambda lab, side: SimpleNamespace(lab=lab, side=side))
+    options = argparse.Namespace(out=None, report=False, side=12)
+
+    def records(studio: Any) -> Iterator[dict[str, object]]:
+        yield {"side": studio.side}
+        assert tables.read_csv(tmp_path / "new.csv") == [{"side": "12"}]
+        yield {"side": 13}
+
+    report = "{0} {1}".format
+    assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
+    page = (tmp_path / "new.md").read_text("utf-8")
+    assert page.startswith("[{'side': '12'}, {'side': '13'}] here; these; code ")
+
+
 def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
     """Early-dense plain steps come 1 dB closer than even ones; hold equals them, linear 2 dB more, Newton 2 5 dB less;
     the first step out of the history is worth 4 dB; 10 of 28, where few rows are made, flatters linear.
@@ -782,7 +800,7 @@ def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) ->
 
 REPORTS = {
     "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
-    "published": published_tables.report,
+    "published": published_tables.report, "exact": exact_report.report,
 }  # fmt: skip
 
 

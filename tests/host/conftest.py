@@ -224,6 +224,7 @@ class Host:
         self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
+        self.families = _load_file(Path(__file__).with_name("families.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
         self.foreign = _load_file(Path(__file__).with_name("foreign.py"))
         self.words = _load_file(ROOT / "tests" / "packs" / "stand_in" / "words.py")

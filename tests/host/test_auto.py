@@ -421,23 +421,6 @@ def test_many_runs_leave_nothing_behind(host: Any, site: str) -> None:
 # other models ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.claim("Auto", "Flux.2, HunyuanVideo, Wan 2.1, SD3, NextDiT and Chroma")
-@pytest.mark.parametrize("family", ["flux2", "hunyuan_video", "wan2.1", "sd3", "next_dit", "chroma"])
-@pytest.mark.parametrize("site", ["auto", "trunk"])
-def test_any_model(host: Any, family: str, site: str) -> None:
-    patcher, text, shape = host.tiny.load(family)
-    generator = torch.Generator().manual_seed(1)
-    pooled = torch.randn(1, 768 if family == "hunyuan_video" else 64, generator=generator)
-    conditioning = [[torch.randn(1, 8, text, generator=generator), {"pooled_output": pooled, "guidance": 3.5}]]
-    options = {"latent": torch.zeros(shape), "positive": conditioning, "negative": conditioning, "steps": 10}
-    plain = host.sample(patcher, **options, cfg=3.0)
-    assert torch.equal(host.sample(host.auto(patcher, site=site, **ALL), **options, cfg=3.0), plain)
-    out = host.sample(host.auto(patcher, site=site, speedup=2.0), **options, cfg=3.0)
-    trace = host.trace()
-    assert torch.isfinite(out).all() and not torch.equal(out, plain)
-    assert (trace["site"], trace["state"], len(computed(trace))) == ("model", "done", 5)
-
-
 @pytest.mark.claim("Auto", "Qwen-Image, with and without references")
 @both_sites
 @pytest.mark.parametrize("references", [(), ((8, 8), (20, 20))])
