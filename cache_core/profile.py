@@ -29,6 +29,8 @@ course
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,8 +60,8 @@ WIDE = frozenset({"course.gram"})
 """Tables in float64."""
 WORDS = ("model", "family", "sampler", "scheduler", "size", "date", "pack", "name")
 NUMBERS = ("steps", "cfg", "samples", "shift")
-GUIDANCE = 2.0
-"""By what factor a run's CFG may differ from the profile's."""
+GUIDANCE, AREA = 2.0, 8.0
+"""By what factor a run's CFG, and the area of its latent, may differ from the profile's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,11 +103,17 @@ class Profile:
             return ""
         return f"it was made for {self.about['family']} ({self.about['model']}), not for this model ({model})"
 
-    def refusal_in(self, sampler: str, noisy: bool, cfg: float | None, was_noisy: bool) -> str:
-        """Why it cannot be used in a run of this sampler and CFG (None: not known), in half a sentence, or an empty
-        string. noisy, was_noisy: whether this sampler, or the profile's, adds noise of its own: the two move apart.
+    def refusal_in(
+        self, sampler: str, noisy: bool, cfg: float | None, was_noisy: bool, size: tuple[int, ...] = ()
+    ) -> str:
+        """Why it cannot be used in a run of this sampler, CFG (None: not known) and size of the latent (empty: not
+        known), in half a sentence, or an empty string. noisy, was_noisy: whether this sampler, or the profile's, adds
+        noise of its own: the two move apart.
         """
         about = self.about
+        larger = math.prod(size) / max(math.prod(int(side) for side in re.findall(r"\d+", about["size"])), 1)
+        if size and not 1 / AREA <= larger <= AREA:
+            return f"it was made at a latent of {about['size']}, this run has {' x '.join(str(side) for side in size)}"
         if noisy != was_noisy:
             kinds = ("adds noise of its own" if noisy else "adds no noise", "did" if was_noisy else "did not")
             return f"{sampler} {kinds[0]}, which {about['sampler']}, with which it was made, {kinds[1]}"

@@ -376,7 +376,8 @@ def _start(
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model, learned = attachment.method, guider.model_patcher.model, attachment.learned
-    refusal = learned.refusal(*_kind(sampler), getattr(guider, "cfg", None), _stochastic) if learned else ""
+    sides = tuple(getattr(given.noise, "shape", ()))[2:]
+    refusal = learned.refusal(*_kind(sampler), getattr(guider, "cfg", None), _stochastic, sides) if learned else ""
     if learned is not None and refusal:
         method = learned.plain or method
     bare = _bare(model.diffusion_model)

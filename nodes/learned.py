@@ -28,13 +28,15 @@ class Learned:
     plain: Method | None = None
     why: str = ""
 
-    def refusal(self, sampler: str, noisy: bool, cfg: float | None, is_noisy: Callable[[str], bool]) -> str:
+    def refusal(
+        self, sampler: str, noisy: bool, cfg: float | None, is_noisy: Callable[[str], bool], size: tuple[int, ...]
+    ) -> str:
         """Why a run of this sampler goes without, in a sentence, or an empty string. noisy: whether it adds noise of
-        its own, as `is_noisy` says of a name.
+        its own, as `is_noisy` says of a name; size: the latent's sides.
         """
         if self.profile is None:
             return self.why
-        why = self.profile.refusal_in(sampler, noisy, cfg, is_noisy(self.profile.about["sampler"]))
+        why = self.profile.refusal_in(sampler, noisy, cfg, is_noisy(self.profile.about["sampler"]), size)
         return unused(self.profile.title, why) if why else ""
 
 

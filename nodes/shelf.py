@@ -94,7 +94,7 @@ def suggested(profile: Profile) -> str:
 
 def cleaned(text: str) -> str:
     """As a file's name on every system: letters of any language, digits, spaces and - _ . within."""
-    return re.sub(r"[^\w .-]+", " ", text).strip(" .")[:LONGEST].rstrip(" .")
+    return " ".join(re.sub(r"[^\w .-]+", " ", text).split()).strip(" .")[:LONGEST].rstrip(" .")
 
 
 def _free(place: Path, name: str) -> str:

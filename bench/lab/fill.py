@@ -62,11 +62,9 @@ def carry_out(
 
     `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`).
     """
-
-    def make(table: Path) -> str:
-        return measure(groups, table, options.share, options.side, beside)
-
-    return _written(options, name, make, report, folder, also)
+    return written(
+        options, name, lambda table: measure(groups, table, options.share, options.side, beside), report, folder, also
+    )
 
 
 def carry_out_records(
@@ -76,22 +74,25 @@ def carry_out_records(
     methods: Iterable[str],
     report: Report,
     folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
     """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
     `methods`: whose code it depends on.
     """
-    return _written(options, name, lambda table: keep(records, table, methods, options.side), report, folder)
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
 
 
-def _written(
+def written(
     options: argparse.Namespace,
     name: str,
     make: Callable[[Path], str],
     report: Report,
-    folder: Path | None,
+    folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
-    """CSV and page. `make` writes the CSV and says where its figures are from, or nothing if there is no page yet."""
+    """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
+    nothing if there is no page yet.
+    """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
     about = provenance(page) if options.report else make(table)

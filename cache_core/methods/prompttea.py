@@ -42,10 +42,7 @@ PARAMETERS = (
 
 @published(
     "PromptTea", PARAMETERS, aliases=("prompt tea", "prompt complexity"), profiled=("trunk",),
-    orders=(
-        Order("threshold", "threshold_simple", "simple prompts bear more; equal: the prompt is ignored"),
-        ORDERS[1],
-    ),
+    orders=(Order("threshold", "threshold_simple", "simple prompts bear more; equal: not looked at"), ORDERS[1]),
     never={"threshold": 0.0}, refusing={"threshold": 1e-6, "threshold_simple": 1e-6},
     skipping={"threshold": 10.0, "threshold_simple": 10.0},
     advice="With a profile of your model: steps are known before the run, and simple prompts are sampled faster.",

@@ -124,6 +124,9 @@ def test_another_model_sampler_or_guidance_is_refused() -> None:
     assert mine.refusal_in("euler", False, 1.0, False) == "" == mine.refusal_in("heun", False, None, False)
     assert "guidance" in mine.refusal_in("euler", False, 4.0, False)
     assert "adds noise of its own" in mine.refusal_in("euler_ancestral", True, 1.0, False)
+    assert [bool(mine.refusal_in("euler", False, 1.0, False, size)) for size in ((8, 8), (16, 32), (16, 33))] == [
+        False, False, True,
+    ]  # fmt: skip
     guided = profile(cfg=4.0)
     assert [bool(guided.refusal_in("euler", False, cfg, False)) for cfg in (1.0, 1.9, 2.0, 8.0, 8.1)] == [
         True, True, False, False, True,

@@ -155,6 +155,16 @@ def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
     assert "| TADS + CEB + FDC, 0.6 |" in page and "At the paper's threshold 0.6" in page
 
 
+def test_fitted_measures_both_polynomials_beside_the_control(folder: Path) -> None:
+    bench(folder, "fitted", *SMALLER)
+    rows = {row["name"]: row for row in table(folder / "fitted.csv")}
+    assert len(rows) == 6 and {row["family"] for row in rows.values()} > {"TeaCache, FLUX.1's", "SpectralCache, fitted"}
+    published, fitted = (rows[f"TeaCache, {kind}, 0.5"] for kind in ("FLUX.1's", "fitted"))
+    assert (published["computed"], published["psnr"]) != (fitted["computed"], fitted["psnr"])
+    page = (folder / "fitted.md").read_text("utf-8")
+    assert "## CFG 1" in page and "| TeaCache, fitted, 0.5 |" in page
+
+
 def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None:
     bench(folder, "predictors", *SMALLER)
     rows = {(row["family"], row["name"]): row for row in table(folder / "predictors.csv")}
