@@ -208,6 +208,12 @@ PRESETS: Mapping[str, list[Cached]] = {
 }
 
 
+DEEPCACHE = [
+    *_swept("DeepCache", "deepcache", "interval", (2, 3, 4, 5, 7, 10)),
+    *_swept("DeepCache, quadratic", "deepcache", "interval", (3, 4, 5, 7, 10), schedule="quadratic"),
+    *_swept("DeepCache, two blocks more", "deepcache", "interval", (2, 3, 5, 10), branch=2),
+]
+"""For `bench unet`, since the small FLUX is none."""
 ELSEWHERE = ("deepcache",)
 """Methods for models that the small FLUX is not."""
 NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")

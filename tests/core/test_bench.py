@@ -20,12 +20,13 @@ from bench.lab import Pair, Sampled, fill, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
 from bench.lab import table as tables
+from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
 from bench.lab.pairs import COUNT, prompts
 from bench.lab.store import Outcome, Store, code_version, method_files
-from bench.tables import ablation, auto, guidance
+from bench.tables import ablation, auto, guidance, unet
 from bench.tables import published as published_tables
 from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
@@ -697,6 +698,29 @@ def test_deriving_the_negative_is_judged_at_equal_cost() -> None:
     assert "derive is worth it here" in guidance.report([*plain, better], "somewhere")
     assert "so leave it off" in guidance.report([*plain, worse], "somewhere")
     assert "cannot be compared" in guidance.report([plain[0], better], "somewhere")
+
+
+def test_deepcache_is_held_against_auto_at_the_work_that_it_leaves() -> None:
+    auto_ = [row(presets.AUTO, f"Auto {n}", n, 20 + n) for n in (10, 20)]
+    deep = [row("DeepCache", "DeepCache 3", 15, 37), row("DeepCache, quadratic", "quadratic 5", 12, 30)]
+    text = unet.report([*auto_, *deep], "somewhere")
+    assert "closer than Auto in 1 of 2 settings (-2.0 to +2.0 dB): DeepCache is the better choice" in text
+    assert "(-2.0 to -2.0 dB): Auto is the better choice" in unet.report([*auto_, deep[1]], "somewhere")
+    assert "cannot be compared" in unet.report([auto_[0], deep[0]], "somewhere")
+
+
+def test_the_unets_pictures_are_painted_from_their_captions() -> None:
+    def paint(caption: str, seed: int) -> torch.Tensor:
+        return unet_model.paint(caption, torch.Generator().manual_seed(seed))
+
+    painted = torch.stack([paint(caption, i) for i, (caption, _) in enumerate(prompts(COUNT))])
+    assert painted.shape[1:] == (4, unet_model.SIDE, unet_model.SIDE) and 0.5 < float(painted.std()) < 1.5
+    red, blue = (paint(f"a large {colour} square on grass", 1) for colour in ("red", "blue"))
+    assert torch.equal(paint("a large red square on grass", 1), red)
+    middle, corner = (red != blue)[:, 5:7, 5:7], (red != blue)[:, 0, 0]
+    assert middle.all() and not corner.any()  # the shape's colour, not the ground's
+    moved = [not torch.equal(paint("a large red square on grass", seed), red) for seed in range(6)]
+    assert sum(moved) >= 3  # at a place of its own
 
 
 def test_the_papers_lines_stand_beside_ours_and_their_order_is_told() -> None:

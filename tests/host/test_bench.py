@@ -126,6 +126,19 @@ def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
     assert "## euler, 28 steps, CFG 1, 1 pairs" in page and "## heun, 8 steps" in page
 
 
+def test_the_unet_is_trained_once_and_deepcache_leaves_out_its_depth(folder: Path) -> None:
+    bench(folder, "unet", "--quick")
+    rows = {row["name"]: row for row in table(folder / "unet.csv")}
+    work = {name: float(row["computed"]) for name, row in rows.items()}
+    assert work["5 steps"] == work["Auto, 5 of 50"] == 5 and 3 < work["DeepCache, quadratic 4"] < 8
+    assert 5 < work["DeepCache 3"] < 8, "five steps in full, and the outermost blocks of the others"
+    assert len({row["psnr"] for row in rows.values()}) == len(rows)
+    (weights,) = (folder / "cache" / "unet").iterdir()
+    before = weights.stat().st_mtime_ns
+    bench(folder, "unet", "--quick")
+    assert weights.stat().st_mtime_ns == before
+
+
 def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> None:
     bench(folder, "estimate", *SMALLER)
     rows = table(folder / "estimate.csv")
