@@ -213,9 +213,10 @@ DEEPCACHE = [
     *_swept("DeepCache, quadratic", "deepcache", "interval", (3, 4, 5, 7, 10), schedule="quadratic"),
     *_swept("DeepCache, two blocks more", "deepcache", "interval", (2, 3, 5, 10), branch=2),
 ]
-"""For `bench unet`, since the small FLUX is none."""
-ELSEWHERE = ("deepcache",)
+ELSEWHERE: Mapping[str, list[Cached]] = {"deepcache": DEEPCACHE}
 """Methods for models that the small FLUX is not."""
+PARTS = ("FreqCa, SpectralCache's gate", "hold, every N")
+"""Families that show what a part of a method is worth, and are not the method as it was published."""
 NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")
 """Methods that do nothing at CFG 1."""
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bench import ROOT
-from bench.lab import Pair, Sampled, fill, presets, reading, store, verdict
+from bench.lab import Pair, Sampled, fill, measured, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
 from bench.lab import table as tables
@@ -372,7 +372,7 @@ def test_the_default_grid_is_the_one_in_the_documents() -> None:
     assert [len(g.arms) for g in groups[2:]] == [rows, rows]
     main, plain = ({arm.name for arm in g.arms} for g in groups[:2])  # every setting, with guidance and without
     able = [name for name in methods() if name not in presets.NEED_GUIDANCE]
-    settings = {arm.name for arm in presets.method_arms(able) if arm.family not in quality_grid.PARTS}
+    settings = {arm.name for arm in presets.method_arms(able) if arm.family not in presets.PARTS}
     assert settings < plain < main and {"14 steps", "20 steps"} <= plain and len(settings) > 120
     full = quality_grid.grid(methods(), full=True)
     idle = len(presets.method_arms(presets.NEED_GUIDANCE))
@@ -679,6 +679,30 @@ def test_a_group_is_made_anew_beside_the_others_and_says_where(csv: Path) -> Non
     whole = quality_report.report([{**row, fill.MEASURED: "there"} for row in again], "the rest")
     assert whole.count("These rows: there") == 2 and "the rest" not in whole
     assert {row["cfg"] for row in reading.main_group(again)} == {"3"}  # five pairs against two
+
+
+def test_what_was_measured_of_a_method_is_read_from_the_widest_group(tmp_path: Path) -> None:
+    plain = [presets.fewer(n) for n in (6, 10, 14, 20)]
+
+    def made(arm: Arm, pair: Pair, steps: int) -> Outcome:
+        if isinstance(arm, lab_arms.Plain):
+            return outcome(arm.count, 20.0 + arm.count)
+        computed = 8 if arm.name.endswith("0.4") else 16
+        return outcome(computed, 20.0 + computed + (2.0 if computed == 16 else -2.0))
+
+    settings = [Cached("TeaCache", f"TeaCache {n}") for n in (0.2, 0.4)]
+    arms = [*plain, *settings, Cached("EasyCache", "EasyCache 0.2"), Cached(presets.PARTS[0], "FreqCa adaptive")]
+    both = [lab_grid.group(28, 3.0, 2, [*plain, settings[0]]), lab_grid.group(28, 1.0, 2, arms)]
+    tables.write_csv(tmp_path / "quality.csv", lab_grid.rows(both, made))
+    (group,) = measured.widest(tmp_path)
+    assert group.rows[0]["cfg"] == "1" and measured.fewer(group) == [34.0, pytest.approx(28 / 3 + 20)]
+    tea = measured.of("teacache", [group])
+    assert tea is not None and tea.megabytes == 0.001
+    assert tea.psnr == [pytest.approx(26 + 12 * 6 / 8), pytest.approx(26 + 12 * (28 / 3 - 8) / 8)]
+    assert tea.standing == "closer to the full run than fewer steps in 1 of 2 settings, further away in 1."
+    assert measured.of("easycache", [group]) is None  # ComfyUI's own is not ours
+    assert measured.of("freqca", [group]) is None  # a part of it is not the method
+    assert measured.of("deepcache", [group]) is None
 
 
 def row(family: str, name: str, computed: float, psnr: float, over: float = 0.0) -> dict[str, str]:
