@@ -144,8 +144,8 @@ def table() -> str:
         "# The methods",
         "",
         "Written by `python dev.py bench methods` from the methods' own files and from the tables' rows. Held: for "
-        "each conditioning, beside what the signal compares with; in brackets the most that was held on the model that was "
-        "measured. At 2x and 3x: PSNR in dB against the full run with a half and a third of the steps computed, "
+        "each conditioning, beside what the signal compares with; in brackets the most that was held on the model that "
+        "was measured. At 2x and 3x: PSNR in dB against the full run with a half and a third of the steps computed, "
         f"from [{first.table}.md]({first.table}.md) ({title(first.rows)}, the small FLUX), read between a method's "
         "settings and blank where none brackets it. Where these are below fewer steps, simply using fewer steps is "
         "the better choice on that model.",
