@@ -408,6 +408,11 @@ class Streams:
         return self.img.shape[1] > self.targets
 
 
+JOINT, CROSS = "joint", "cross"
+"""Names of streams beside img and txt: text and image in one sequence; what the image takes from the text in a cross
+attention of its own, as many tokens as the image.
+"""
+
 Slot = tuple[str, int]
 """ComfyUI's name of a block in `patches_replace["dit"]`, e.g. ("double_block", 0)."""
 
@@ -415,12 +420,15 @@ Slot = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Whole:
     """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates, one tensor
-    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none.
+    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none; over: the stream
+    that attention looks at; keyed: the linear layers in it that run over that stream instead of their own.
     """
 
     module: Any
     streams: tuple[str, ...]
     width: int = 0
+    over: str = JOINT
+    keyed: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +450,7 @@ class Fused:
     enter: Any
     leave: Any
     width: int
-    streams: tuple[str, ...] = ("joint",)
+    streams: tuple[str, ...] = (JOINT,)
 
 
 Part = Whole | Split | Fused

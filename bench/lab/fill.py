@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EVERY = 20
 """Seconds between two lines of progress."""
+MEASURED = "measured"
+"""The column of a CSV whose rows were made at different times: where each is from."""
 
 Rows = list[dict[str, str]]
 Report = Callable[[Rows, str], str]
@@ -53,14 +55,15 @@ def carry_out(
     report: Report,
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
+    beside: bool = False,
 ) -> int:
     """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
     folder.
 
-    `folder` is where they go unless --out says.
+    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`).
     """
-    return _written(
-        options, name, lambda table: measure(groups, table, options.share, options.side), report, folder, also
+    return written(
+        options, name, lambda table: measure(groups, table, options.share, options.side, beside), report, folder, also
     )
 
 
@@ -71,22 +74,25 @@ def carry_out_records(
     methods: Iterable[str],
     report: Report,
     folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
     """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
     `methods`: whose code it depends on.
     """
-    return _written(options, name, lambda table: keep(records, table, methods, options.side), report, folder)
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
 
 
-def _written(
+def written(
     options: argparse.Namespace,
     name: str,
     make: Callable[[Path], str],
     report: Report,
-    folder: Path | None,
+    folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
-    """CSV and page. `make` writes the CSV and says where its figures are from, or nothing if there is no page yet."""
+    """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
+    nothing if there is no page yet.
+    """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
     about = provenance(page) if options.report else make(table)
@@ -123,6 +129,7 @@ def measure(
     file: Path,
     share: str | None,
     side: int | None = None,
+    beside: bool = False,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share.
@@ -143,10 +150,24 @@ def measure(
                 say(f"{done} of {total} rows, {runner.made} runs made, {shown - started:.0f} s")
         if share:
             return ""
-        write_csv(file, rows(groups, runner.outcome))
-        about = runner.studio.lab.about()
-    cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
-    return origin(about, {arm.method for arm in cached if arm.method})
+        cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
+        about = origin(runner.studio.lab.about(), {arm.method for arm in cached if arm.method})
+        made = rows(groups, runner.outcome)
+        write_csv(file, joined(made, file, about) if beside else made)
+    return about
+
+
+def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list[Mapping[str, object]]:
+    """New rows in the place of those of the same steps, guidance and sampler, the file's others before them; each new
+    row says where it was measured, since they need not have been made in one go.
+    """
+
+    def of(row: Mapping[str, object]) -> tuple[object, ...]:
+        return int(str(row["steps"])), float(str(row["cfg"])), row["sampler"]
+
+    new = {of(row) for row in made}
+    kept = [row for row in read_csv(file) if of(row) not in new] if file.exists() else []
+    return [*({MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
 
 
 def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ...cache_core.storage import bytes_of
 from ...cache_core.track import LaneKey, Track
-from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Grid, Slot, Split, Streams, Unit, Whole
+from ...cache_core.types import ATTENTION, CROSS, MLP, Architecture, Fused, Grid, Slot, Split, Streams, Unit, Whole
 from .common import Around, ModelCall, Options, Unfit, eager, probe
 from .fused import Cut, Fusion, Misfit
 from .hooked import Hook, Hooked, Pass
-from .shares import shares
+from .shares import lengths, shares
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's place for somebody else's attention function."""
@@ -150,9 +150,9 @@ class Modules(Hooked[ModulePass]):
         return only is None or layer in only or layer - len(self.slots) in only
 
     def _grid(self, now: ModulePass, stream: str) -> Grid | None:
-        """The token grid of the image stream, where no other image tokens are in it."""
+        """The token grid of an image's stream, where no other image tokens are in it."""
         grid = self.architecture.grid(tuple(now.call.x.shape))
-        return grid if stream == "img" and math.prod(grid) == now.image else None
+        return grid if stream in ("img", CROSS) and math.prod(grid) == now.image else None
 
     # around the modules -----------------------------------------------------------------------------------------------
 
@@ -280,8 +280,7 @@ class Modules(Hooked[ModulePass]):
         call, rule, width = now.call.call, self.track.rule, streams.img.shape[-1]
         if all(key in self.foreseen for key in call.keys):
             return
-        tokens = {"img": streams.img.shape[1], "txt": streams.txt.shape[1]}
-        tokens["joint"] = sum(tokens.values())
+        tokens = lengths(streams.img.shape[1], streams.txt.shape[1])
         rows, each = (
             len(range(*call.rows[0].indices(streams.img.shape[0]))),
             bytes_of(rule.store, streams.img.dtype, width),

@@ -171,7 +171,7 @@ def passed_on(step: int) -> Probe:
 @pytest.mark.parametrize("start", [0.0, 0.2])
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.4, 0.8])
 def test_dicache(threshold: float, start: float) -> None:
-    """The released FLUX script: computed while step <= int(0.2 T), the change is that of the stream after the probe."""
+    """The released FLUX script: computed while step <= int(0.2 T); the change of the stream behind the probe."""
     expected, total, computed = [], 0.0, [0]
     outs = [wander(0)]
     for i in inner():

@@ -218,6 +218,7 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.shares = importlib.import_module(f"{PACK}.nodes.sites.shares").shares
         self.fused = importlib.import_module(f"{PACK}.nodes.sites.fused")
         self.schedules = importlib.import_module(f"{PACK}.cache_core.schedules")
         self.predictors = importlib.import_module(f"{PACK}.cache_core.predictors")

@@ -31,6 +31,9 @@ class ByHand:
                 self.handles.append(block.linear2.register_forward_hook(self.joint))
             elif hasattr(block, "attn"):
                 self.watch("attention", block.attn)
+            elif hasattr(block, "self_attn"):
+                self.watch("attention", block.self_attn, block.cross_attn)
+                self.watch("mlp", block.ffn)
             else:
                 self.watch("attention", block.img_attn.proj, block.txt_attn.proj)
             if hasattr(block, "img_mlp"):
@@ -117,6 +120,21 @@ def test_the_four_states_on_qwen_image(host: Any, monkeypatch: pytest.MonkeyPatc
     ours = qwen.sample(states(host, qwen.model), **options)
     assert torch.allclose(ours, expected, atol=2e-4)
     assert not torch.allclose(ours, qwen.sample(**options), atol=1e-3)
+    trace = host.trace()
+    assert works(trace)[4] == 0 and trace["partial"] == 3 and trace["skipped"] == 1, trace["notes"]
+
+
+@pytest.mark.claim("Half steps", "Wan: attention, MLP, both or neither reused equal the blocks composed by hand")
+@pytest.mark.parametrize("split", [False, True])
+def test_the_four_states_on_wan(host: Any, monkeypatch: pytest.MonkeyPatch, split: bool) -> None:
+    """Self and cross attention are reused together."""
+    if split:
+        monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    wan = host.tiny.Wan(host)
+    expected = by_hand(wan.blocks, lambda: wan.sample(steps=STEPS, cfg=3.0), 2 if split else 1)
+    ours = wan.sample(states(host, wan.model), steps=STEPS, cfg=3.0)
+    assert torch.allclose(ours, expected, atol=2e-4)
+    assert not torch.allclose(ours, wan.sample(steps=STEPS, cfg=3.0), atol=1e-3)
     trace = host.trace()
     assert works(trace)[4] == 0 and trace["partial"] == 3 and trace["skipped"] == 1, trace["notes"]
 

@@ -21,7 +21,7 @@ CHOSEN = {
 }  # fmt: skip
 QUICK = {"SpectralCache 0.4", "FreqCa N=3", "EasyCache 0.2"}
 FEWEST = 2
-ADAPTIVE = 0.75
+ADAPTIVE = 0.5
 """Share of the steps that a method without a budget is thought to compute, for the estimate of the time alone."""
 HEUN = 2
 """Evaluations of a step of the converged picture."""

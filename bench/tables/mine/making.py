@@ -20,7 +20,7 @@ from bench.lab.painter import Painter
 from bench.lab.pairs import Pair
 from bench.lab.runner import Runner
 from bench.lab.store import Store, digest
-from bench.tables.mine.grid import expected
+from bench.tables.mine.grid import evaluations, expected
 from bench.tables.mine.loading import Unusable, free
 from cache_core.metrics import psnr
 
@@ -90,6 +90,9 @@ class Progress:
     made: float = 0.0
     seconds: float = 0.0
 
+    def did(self, work: float, seconds: float) -> None:
+        self.left, self.made, self.seconds = self.left - work, self.made + work, self.seconds + seconds
+
     def line(self) -> str:
         rate = self.seconds / self.made if self.made else self.second
         return f"about {duration(self.left * rate)} left"
@@ -115,12 +118,15 @@ def make(runner: Keeper, group: Group, second: float, say: Say, after: Callable[
     made = Made()
     todo = {(pair, arm.name) for pair in group.pairs for arm in group.arms if runner.missing(arm, pair, group.steps)}
     work = {arm.name: expected(arm, group.steps) for arm in group.arms}
-    progress = Progress(sum(work[name] for _, name in todo), second)
+    first = evaluations((), group.steps, runner.exact)
+    progress = Progress(sum(work[name] for _, name in todo) + first * len({pair for pair, _ in todo}), second)
     try:
         for pair in group.pairs:
             if any((pair, arm.name) in todo for arm in group.arms):
                 say(f"{pair.prompt[:60]}: the full run{' and a converged one' if runner.exact else ''}")
+                begun = time.monotonic()
                 reference(runner, pair, group.steps)
+                progress.did(first, time.monotonic() - begun)
             for arm in group.arms:
                 if arm.name not in made.failed:
                     _one(runner, group, pair, arm, (pair, arm.name) in todo, progress, made, say)
@@ -156,8 +162,7 @@ def _one(runner: Keeper, group: Group, pair: Pair, arm: Arm, new: bool, at: Prog
         return
     finally:
         if new:
-            work = expected(arm, group.steps)
-            at.left, at.made, at.seconds = at.left - work, at.made + work, at.seconds + time.monotonic() - started
+            at.did(expected(arm, group.steps), time.monotonic() - started)
     if new:
         told = "identical" if math.isinf(outcome.psnr) else f"{outcome.psnr:.1f} dB"
         say(f"  {arm.name}: {outcome.computed:g} of {outcome.evaluations} computed, {told}, {outcome.seconds:.1f} s; "
