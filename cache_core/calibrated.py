@@ -13,6 +13,7 @@ it a Gram matrix: other numbers of steps need no other recording. Outside them t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from .backtest import BackTested
 from .corrections import Repay
+from .placement import places
 from .predictors import combine
 from .profile import Profile
 from .types import CacheError, Feature, Figures, Grid, Step
@@ -126,3 +128,52 @@ def forecast(bands: int, profile: Profile | None) -> BackTested:
 def repayment(profile: Profile | None) -> Repay:
     """What pays back, by a profile where there is one."""
     return Repay() if profile is None else CalibratedRepay(course=course_of(profile))
+
+
+class Expectation:
+    """The relative error of the last latent that a run of the profile's own steps is to be expected with, if it
+    forecasts and repays by the profile; NaN where it was not measured what an error does.
+
+    v = sum over a gap's steps j of w_j · (F_j - what the corrector makes of it), w_j the step's width, drifts by v'Gv;
+    drifts of different gaps add up as squares, each times how far the step behind it moves the picture.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.gram = course_of(profile).gram
+        self.amplified: list[float] = profile.tables["course.amplified"].tolist()
+        self.levels = [*profile.tables["sigmas"].tolist(), 0.0]
+        self._gap = lru_cache(maxsize=None)(self._squared)
+
+    def error(self, computed: Sequence[int]) -> float:
+        """If these steps are computed."""
+        gaps = (tuple(computed[max(i + 1 - ANCHORS, 0) : i + 1]) for i in range(1, len(computed)))
+        return math.sqrt(sum(self._gap(gap) for gap in gaps))
+
+    def _squared(self, known: tuple[int, ...]) -> float:
+        """The square of what the gap before the last of these computed steps adds."""
+        before, here = known[-2:]
+        drift = torch.zeros(len(self.gram), dtype=torch.float64)
+        for step in range(before + 1, here):
+            used = [*known, step]
+            width = self.levels[step] - self.levels[step + 1]
+            drift[step] += width
+            drift[list(known)] -= width * _solved(self.gram[used][:, used])
+        return self.amplified[here] ** 2 * max(float(drift @ self.gram @ drift), 0.0)
+
+    def searched(self, count: int) -> tuple[int, ...]:
+        """`count` steps to compute, from the stated density downhill by the expected error: one place at a time, as
+        long as a move by one or two steps helps.
+        """
+        found = tuple(places(len(self.gram), count))
+        best, moved = self.error(found), math.isfinite(self.error(found))
+        while moved:
+            near = [
+                (*found[:i], found[i] + away, *found[i + 1 :])
+                for i in range(1, len(found) - 1)
+                for away in (-2, -1, 1, 2)
+                if found[i - 1] < found[i] + away < found[i + 1]
+            ]
+            error, other = min(((self.error(one), one) for one in near), default=(best, found))
+            moved = error < best
+            best, found = (error, other) if moved else (best, found)
+        return found

@@ -11,8 +11,9 @@ import torch
 
 from cache_core import methods
 from cache_core.backtest import BackTested
-from cache_core.calibrated import Calibrated, CalibratedRepay, Course, course_of
+from cache_core.calibrated import Calibrated, CalibratedRepay, Course, Expectation, course_of
 from cache_core.corrections import Repay
+from cache_core.placement import places
 from cache_core.profile import Profile
 from cache_core.session import flow_noise
 from cache_core.types import CacheError, Feature, Schedule, Step
@@ -122,3 +123,39 @@ def test_what_is_no_gram_matrix_is_refused(spoil: str) -> None:
         gram[3, 3] = -1.0
     with pytest.raises(CacheError, match="no Gram matrix"):
         course_of(profile(gram))
+
+
+def amplified(gram: torch.Tensor, by: torch.Tensor) -> Profile:
+    made = profile(gram)
+    return Profile(made.about, {**made.tables, "course.amplified": by})
+
+
+def test_the_expected_error_is_that_of_runs_like_the_recorded_ones() -> None:
+    """One gap by hand: what the corrector leaves of the gap's steps, as a vector, against the Gram matrix's answer."""
+    found = Expectation(amplified(course().gram, torch.linspace(4.0, 1.0, T)))
+    computed = (0, 3, 6, 10, *range(11, T))
+    scale = float(torch.stack([curve(step).flatten() for step in STEPS]).square().sum(1).mean().sqrt())
+    total = 0.0
+    for last in range(1, 4):
+        known = [STEPS[i] for i in computed[max(last - 2, 0) : last + 1]]
+        gap = range(computed[last - 1] + 1, computed[last])
+        left = torch.zeros_like(curve(STEPS[0]))
+        for step in gap:
+            weights = course().weights(known, STEPS[step])
+            made = sum(w * curve(at) for w, at in zip(weights, known, strict=True))
+            left += (SCHEDULE.sigmas[step] - SCHEDULE.sigmas[step + 1]) * (curve(STEPS[step]) - made)
+        factor = float(torch.linspace(4.0, 1.0, T)[computed[last]])
+        total += (factor * float(left.norm()) / scale) ** 2
+    assert found.error(computed) == pytest.approx(math.sqrt(total), rel=1e-3) and total > 0
+    assert found.error(tuple(range(T))) == 0
+    assert math.isnan(Expectation(profile(course().gram)).error(computed))
+
+
+def test_places_are_searched_downhill() -> None:
+    found = Expectation(amplified(course().gram, torch.linspace(4.0, 1.0, T)))
+    for count in (6, 9, 12):
+        stated, better = tuple(places(T, count)), found.searched(count)
+        assert len(set(better)) == count and better[0] == 0 and better[-1] == T - 1 and list(better) == sorted(better)
+        assert found.error(better) <= found.error(stated)
+    assert found.error(found.searched(6)) < found.error(tuple(places(T, 6)))
+    assert Expectation(profile(course().gram)).searched(6) == tuple(places(T, 6))

@@ -115,6 +115,24 @@ def test_what_is_recorded_of_a_whole_run(host: Any, node: Any) -> None:
     assert torch.allclose(tables["course.gram"], gram / gram.diagonal().mean(), rtol=1e-4)
 
 
+def test_what_an_error_does_to_the_picture(host: Any, node: Any) -> None:
+    """At the last step it is the latent's own error; before that the rest of the run makes more or less of it."""
+    sizes = []
+    watched = host.model.clone()
+    watched.set_model_sampler_post_cfg_function(
+        lambda args: sizes.append(((args["input"] - args["denoised"]) / args["sigma"]).norm()) or args["denoised"]
+    )
+    latent = host.sample(watched, steps=STEPS, size=(8, 8), seed=5)
+    plain = host.sample(host.model, steps=STEPS, size=(8, 8), seed=5)
+    profile, report, _ = calibrate(host, node, samples=1, record="whole run")
+    amplified = profile.tables["course.amplified"]
+    scale = host.model.model.latent_format.scale_factor
+    usual = torch.stack(sizes).square().mean().sqrt()
+    assert float(amplified[-1]) == pytest.approx(float(usual / scale / latent.norm()), rel=1e-3)
+    assert torch.isfinite(amplified).all() and float(amplified[0]) > 0 and torch.equal(latent, plain)
+    assert "error of the latent about" in report
+
+
 def test_both_sides_of_guidance(host: Any, node: Any) -> None:
     sides: list[dict[str, torch.Tensor]] = []
     watched = host.model.clone()
