@@ -34,7 +34,7 @@ NAME = "Cache Calibrate"
 DESCRIPTION = (
     "Samples this model in full a few times and learns how it changes from step to step, as a whole and attention and "
     "MLP apart. Connect the profile to an Apply node or to Cache Method; it is also stored, for Cache Profile to load. "
-    "It takes the time of samples x (2 + lags) pictures, once: the result stays until an input changes."
+    "It takes the time of samples x (2 + lags) pictures and four more, once: the result stays until an input changes."
 )
 FEWEST, MOST_SAMPLES = 5, 8
 MORE = ("positive_2", "positive_3", "positive_4")
