@@ -23,10 +23,11 @@ from torch import Tensor
 
 from .backtest import BackTested
 from .corrections import Repay
+from .generators import misfit
 from .placement import places
 from .predictors import combine
 from .profile import Profile
-from .types import CacheError, Feature, Figures, Grid, Step
+from .types import CacheError, Feature, Figures, Grid, Schedule, Step
 
 RIDGE = 1e-5
 ANCHORS = 3
@@ -177,3 +178,18 @@ class Expectation:
             moved = error < best
             best, found = (error, other) if moved else (best, found)
         return found
+
+
+@lru_cache(maxsize=16)
+def _expectation(profile: Profile) -> Expectation:
+    return Expectation(profile)
+
+
+def expected_error(profile: Profile, schedule: Schedule, computed: Sequence[int]) -> float | None:
+    """Of a run on the profile's own noise levels that computes these steps; None on others, and where it was not
+    measured what an error does.
+    """
+    if misfit(profile, schedule) or not computed or computed[-1] >= profile.total:
+        return None
+    error = _expectation(profile).error(computed)
+    return error if math.isfinite(error) else None

@@ -502,6 +502,7 @@ def _finish(run: Run, state: State, samples: Any) -> None:
         _say_idle(run, state)
         if state != "done" or not run.piece.leave(session, samples):
             session.close()
+        session.recorder.expected = session.expected() if state == "done" else None
         trace = session.recorder.finish(state, _place())
         RUNS.publish(trace)
         LOG.info(summary(trace))

@@ -33,7 +33,7 @@ from functools import partial
 
 from .. import words
 from ..backtest import EDGES
-from ..calibrated import forecast, repayment
+from ..calibrated import expected_error, forecast, repayment
 from ..gates import AtMost, Budget, Never, Within, all_of
 from ..parameters import Parameter, published
 from ..predictors import Linear
@@ -132,7 +132,8 @@ def auto(
         raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
     rule = Rule(where, Signal(), gate, forecast(bands, profile), correction=repayment(profile), around=around)
     if guidance == "follow":
-        return Method("SpectralCache Auto", (rule,))
+        expected = None if profile is None else partial(expected_error, profile)
+        return Method("SpectralCache Auto", (rule,), expected=expected)
     if site not in ("auto", "guided"):
         raise CacheError(f"guidance derive goes with site guided or auto, not with {site}; change one of the two")
     rests: Gate = Never() if gate.never else all_of(Within(DERIVED_FROM, 1.0), AtMost(1))

@@ -151,6 +151,18 @@ def test_the_expected_error_is_that_of_runs_like_the_recorded_ones() -> None:
     assert math.isnan(Expectation(profile(course().gram)).error(computed))
 
 
+def test_the_error_of_a_run_is_told_on_its_own_levels() -> None:
+    found = amplified(course().gram, torch.linspace(4.0, 1.0, T))
+    method = methods()["auto"](found, computed=8)
+    computed = places(T, 8)
+    assert method.expected is not None
+    assert method.expected(SCHEDULE, computed) == Expectation(found).error(computed)
+    other = Schedule(tuple(s**2 for s in SCHEDULE.sigmas), flow_noise)
+    unknown = methods()["auto"](profile(course().gram), computed=8).expected
+    assert method.expected(other, computed) is None and unknown is not None and unknown(SCHEDULE, computed) is None
+    assert methods()["auto"](None, computed=8).expected is None
+
+
 def test_places_are_searched_downhill() -> None:
     found = Expectation(amplified(course().gram, torch.linspace(4.0, 1.0, T)))
     for count in (6, 9, 12):

@@ -280,6 +280,27 @@ def test_from_a_profile_to_a_run(host: Any, node: Any) -> None:
     assert any("this run has 8" in note for note in host.trace()["notes"])
 
 
+@pytest.mark.claim("Calibration", "Auto by a profile: its forecast within its range and the error that it expects")
+def test_auto_with_a_profile(host: Any, node: Any) -> None:
+    profile, auto = calibrate(host, node, record="whole run", steps=12)[0], host.core.methods()["auto"]
+
+    def run(given: Any, steps: int = 12, **params: Any) -> tuple[torch.Tensor, Any]:
+        model = host.host.apply(host.model, auto, given, {"quality": "Custom", "computed": 6, **params}, None)
+        return host.sample(model, steps=steps, size=(8, 8), seed=7), host.trace()
+
+    (out, trace), (plain, without) = run(profile), run(None)
+    assert not torch.equal(out, plain) and trace["computed"] == without["computed"] == 6
+    assert 0 < trace["expected_error"] < 1 and without["expected_error"] is None
+    assert "by the profile" in host.core.report(trace)
+    (_, longer), (other, at_trunk) = run(profile, steps=20), run(profile, site="trunk")
+    assert longer["expected_error"] is None and longer["profile"] and not longer["notes"]
+    assert torch.equal(other, run(None, site="trunk")[0]) and "choose another site" in at_trunk["notes"][0]
+    narrow = {name: table[4:] if name == "sigmas" else table for name, table in profile.tables.items()}
+    narrow |= {"course.gram": profile.tables["course.gram"][4:, 4:], "course.amplified": narrow["sigmas"] * torch.nan}
+    beyond, told = run(type(profile)(profile.about, narrow), keep_first=1)
+    assert torch.isfinite(beyond).all() and told["expected_error"] is None
+
+
 def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     qwen = host.tiny.Qwen(host)
     latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
