@@ -371,7 +371,7 @@ class Rule:
 class Method:
     """A whole published method: immutable, shared by every run that uses it. An outer rule's skip freezes the inner
     ones. expected: the relative error of the last latent that a run on this schedule is to be expected with if it
-    computes these steps; None where that is not known.
+    computes these steps; None where that is not known. remark: what a user should know of a run on this schedule.
     """
 
     name: str
@@ -381,6 +381,7 @@ class Method:
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Checks of which the report says how often they alone refused a skip: their reasons, by name."""
     expected: Callable[[Schedule, Sequence[int]], float | None] | None = None
+    remark: Callable[[Schedule], str] | None = None
 
     @property
     def never(self) -> bool:

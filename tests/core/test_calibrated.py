@@ -171,3 +171,18 @@ def test_places_are_searched_downhill() -> None:
         assert found.error(better) <= found.error(stated)
     assert found.error(found.searched(6)) < found.error(tuple(places(T, 6)))
     assert Expectation(profile(course().gram)).searched(6) == tuple(places(T, 6))
+
+
+@pytest.mark.parametrize(("params", "counts"), [({"computed": 8}, True), ({"computed": 7}, False),
+                                                ({"quality": "Custom", "speedup": 2.0}, True)])  # fmt: skip
+def test_over_wide_gaps_the_back_test_counts(params: dict[str, Any], counts: bool) -> None:
+    """From 0.4 of the profile's 20 steps on, however many steps the run has."""
+    method = methods()["auto"](amplified(course().gram, torch.linspace(4.0, 1.0, T)), **params)
+    rule, history = method.rules[0], features(3, 6, 10)
+    plain: Any = methods()["auto"](None, **params).rules[0]
+    same = torch.equal(rule.predictor.predict(history, STEPS[12]), plain.predictor.predict(history, STEPS[12]))
+    assert same != counts and method.remark is not None and method.expected is not None
+    weights = [r.correction.weights([STEPS[6], STEPS[8], STEPS[12]], STEPS[10]) for r in (rule, plain)]
+    assert (weights[0] == weights[1]) != counts
+    assert bool(method.remark(SCHEDULE)) != counts and ("8 computed" in method.remark(SCHEDULE)) != counts
+    assert (method.expected(SCHEDULE, places(T, 8)) is None) != counts

@@ -295,6 +295,8 @@ def test_auto_with_a_profile(host: Any, node: Any) -> None:
     (_, longer), (other, at_trunk) = run(profile, steps=20), run(profile, site="trunk")
     assert longer["expected_error"] is None and longer["profile"] and not longer["notes"]
     assert torch.equal(other, run(None, site="trunk")[0]) and "choose another site" in at_trunk["notes"][0]
+    few = run(profile, computed=4)[1]
+    assert few["expected_error"] is None and "from 5 computed steps on" in few["notes"][0]
     narrow = {name: table[4:] if name == "sigmas" else table for name, table in profile.tables.items()}
     narrow |= {"course.gram": profile.tables["course.gram"][4:, 4:], "course.amplified": narrow["sigmas"] * torch.nan}
     beyond, told = run(type(profile)(profile.about, narrow), keep_first=1)
