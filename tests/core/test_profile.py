@@ -93,6 +93,11 @@ def test_other_files_are_refused(data: bytes, words: str) -> None:
         from_bytes(data)
 
 
+def test_a_profile_of_as_many_steps_as_it_says() -> None:
+    with pytest.raises(CacheError, match="says 13 steps and holds 12"):
+        from_bytes(to_bytes(profile(steps=13)))
+
+
 def test_another_version_is_refused() -> None:
     with pytest.raises(CacheError, match="version 7"):
         from_bytes(to_bytes(Profile({**ABOUT, "version": 7}, profile().tables)))
@@ -122,7 +127,7 @@ def test_another_model_sampler_or_guidance_is_refused() -> None:
     assert mine.refusal(ABOUT["model"]) == ""
     assert "not for this model" in mine.refusal("FLUX.1, 57 blocks of 3072")
     assert mine.refusal_in("euler", False, 1.0, False) == "" == mine.refusal_in("heun", False, None, False)
-    assert "guidance" in mine.refusal_in("euler", False, 4.0, False)
+    assert all("guidance" in mine.refusal_in("euler", False, cfg, False) for cfg in (1.5, 4.0))
     assert "adds noise of its own" in mine.refusal_in("euler_ancestral", True, 1.0, False)
     assert [bool(mine.refusal_in("euler", False, 1.0, False, size)) for size in ((8, 8), (16, 32), (16, 33))] == [
         False, False, True,
