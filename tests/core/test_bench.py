@@ -19,6 +19,7 @@ from bench import ROOT
 from bench.lab import Pair, Sampled, fill, measured, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
+from bench.lab import sizes as big_models
 from bench.lab import table as tables
 from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
@@ -39,7 +40,6 @@ from bench.tables.quality import plot as quality_plot
 from bench.tables.quality import report as quality_report
 from bench.tables.speed import idle, waits
 from bench.tables.speed import measure as speed
-from bench.tables.speed import models as big_models
 from bench.tables.speed import report as speed_report
 from bench.tables.speed.report import Figure
 from cache_core import methods, placement
