@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +57,16 @@ class Repay(Correction):
         shares = [0.0] * len(used)
         for step in gap:
             share = step.width / now.width
-            weights = lagrange([f.at.log_noise for f in used], step.log_noise)
+            weights = self.weights([f.at for f in used], step)
             shares = [s + share * w for s, w in zip(shares, weights, strict=True)]
             total.sub_(forecast(step), alpha=share)
         for share, entry in zip(shares, used, strict=True):
             total.add_(entry.value, alpha=share)
         return total
+
+    def weights(self, known: Sequence[Step], at: Step) -> list[float]:
+        """Of the computed features on both sides of a skipped step, for the one at that step."""
+        return lagrange([step.log_noise for step in known], at.log_noise)
 
     def bounded(
         self, repair: Tensor | None, debt: Debt | None, new: Feature, gap: tuple[Step, ...], now: Step

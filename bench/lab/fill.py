@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import ROOT
 from bench.host.provision import say
 from bench.lab.arms import Cached
 from bench.lab.grid import Group, rows, walk
 from bench.lab.store import Store, code_version
-from bench.lab.table import read_csv, write_csv
+from bench.lab.table import Record, read_csv, write_csv
+
+if TYPE_CHECKING:
+    from bench.lab.studio import Studio
 
 EVERY = 20
 """Seconds between two lines of progress."""
@@ -50,13 +54,45 @@ def carry_out(
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
 ) -> int:
-    """One command: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the folder.
+    """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
+    folder.
 
     `folder` is where they go unless --out says.
     """
+    return written(
+        options, name, lambda table: measure(groups, table, options.share, options.side), report, folder, also
+    )
+
+
+def carry_out_records(
+    options: argparse.Namespace,
+    name: str,
+    records: Callable[[Studio], Iterable[Record]],
+    methods: Iterable[str],
+    report: Report,
+    folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
+    `methods`: whose code it depends on.
+    """
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
+
+
+def written(
+    options: argparse.Namespace,
+    name: str,
+    make: Callable[[Path], str],
+    report: Report,
+    folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
+    nothing if there is no page yet.
+    """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
-    about = provenance(page) if options.report else measure(groups, table, options.share, options.side)
+    about = provenance(page) if options.report else make(table)
     if about:
         found = read_csv(table)
         text = report(found, about)
@@ -65,6 +101,24 @@ def carry_out(
             also(found, out)
         print(text)
     return 0
+
+
+def keep(
+    records: Callable[[Studio], Iterable[Record]], file: Path, methods: Iterable[str], side: int | None = None
+) -> str:
+    """Writes the CSV as it grows, since some take an hour; returns the line on where the figures are from."""
+    import torch
+
+    from bench.lab import Lab, Studio
+    from bench.lab.studio import SIDE
+
+    made: list[Record] = []
+    with torch.inference_mode():
+        studio = Studio(Lab(), side or SIDE)
+        for record in records(studio):
+            made.append(record)
+            write_csv(file, made)
+    return origin(studio.lab.about(), methods)
 
 
 def measure(

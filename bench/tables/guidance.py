@@ -10,9 +10,8 @@ import argparse
 import statistics
 from collections.abc import Sequence
 
-from bench import ROOT
 from bench.host.provision import say
-from bench.lab import Lab, Studio, fill
+from bench.lab import Studio, fill
 from bench.lab.arms import Arm, Cached
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at, finite_mean
@@ -20,7 +19,7 @@ from bench.lab.presets import AUTO, FEWER, PRESETS, fewer
 from bench.lab.reading import Row
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store
-from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
+from bench.lab.table import document, fixed, markdown, number
 
 STEPS, CFG, PAIRS = 28, 3.0, 3
 COUNTS = (6, 8, 10, 12, 16, 20, 24)
@@ -99,18 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import torch
+    def records(studio: Studio) -> list[dict[str, object]]:
+        return rows(group(STEPS, CFG, options.pairs or PAIRS, arms()), Runner(studio, Store()))
 
-    out = options.out or ROOT / "docs"
-    table, page = out / "guidance.csv", out / "guidance.md"
-    if options.report:
-        about = fill.provenance(page)
-    else:
-        with torch.inference_mode():
-            runner = Runner(Studio(Lab()), Store())
-            write_csv(table, rows(group(STEPS, CFG, options.pairs or PAIRS, arms()), runner))
-            about = fill.origin(runner.studio.lab.about(), {"auto", "cfg_cache"})
-    text = report(read_csv(table), about)
-    page.write_text(text, encoding="utf-8")
-    print(text)
-    return 0
+    return fill.carry_out_records(options, "guidance", records, ["auto", "cfg_cache"], report)

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 
-from bench.lab import Lab, Studio, fill
+from bench.lab import Studio, fill
 from bench.lab.intervals import paired
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.studio import SIDE
-from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
+from bench.lab.table import document, fixed, markdown, number
 from cache_core.metrics import psnr
 from cache_core.types import Method
 
@@ -164,18 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    out = options.out or fill.quick_folder(options) or fill.ROOT / "docs"
-    table, page = out / "stochastic.csv", out / "stochastic.md"
-    if options.report:
-        about = fill.provenance(page)
-    else:
-        with torch.inference_mode():
-            studio = Studio(Lab(), options.side or SIDE)
-            records: list[dict[str, object]] = []
-            for record in measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick):
-                write_csv(table, [*records, record])  # as it grows: the whole table takes most of an hour
-                records.append(record)
-        about = fill.origin(studio.lab.about(), ["auto"])
-    page.write_text(report(read_csv(table), about), encoding="utf-8")
-    print(page.read_text("utf-8"))
-    return 0
+    def records(studio: Studio) -> Iterator[dict[str, object]]:
+        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
+
+    return fill.carry_out_records(options, "stochastic", records, ["auto"], report, fill.quick_folder(options))

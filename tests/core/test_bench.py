@@ -6,9 +6,9 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -665,6 +665,23 @@ def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: p
     assert fill.carry_out(options, "quality", [], report, also=lambda rows, out: seen.append(len(rows))) == 0
     page = (csv.parent / "quality.md").read_text("utf-8")
     assert page == "11 rows\n\nmeasured somewhere\n" and seen == [11] and page in capsys.readouterr().out
+
+
+def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = SimpleNamespace(about=lambda: {"machine": "here", "versions": "these"})
+    monkeypatch.setattr("bench.lab.Lab", lambda: lab)
+    monkeypatch.setattr("bench.lab.Studio", lambda lab, side: SimpleNamespace(lab=lab, side=side))
+    options = argparse.Namespace(out=None, report=False, side=12)
+
+    def records(studio: Any) -> Iterator[dict[str, object]]:
+        yield {"side": studio.side}
+        assert tables.read_csv(tmp_path / "new.csv") == [{"side": "12"}]
+        yield {"side": 13}
+
+    report = "{0} {1}".format
+    assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
+    page = (tmp_path / "new.md").read_text("utf-8")
+    assert page.startswith("[{'side': '12'}, {'side': '13'}] here; these; code ")
 
 
 def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:

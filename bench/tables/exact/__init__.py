@@ -9,10 +9,9 @@ where it was stopped, and --pairs adds pairs to a table that is there.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from bench import ROOT
 from bench.lab import fill
-from bench.lab.table import read_csv
 from bench.tables.exact.grid import Size
 
 
@@ -30,15 +29,9 @@ def run(options: argparse.Namespace) -> int:
 
     size = Size.quick() if options.quick else Size()
     size = size.of(options.pairs, options.screened)
-    out = options.out or fill.quick_folder(options) or ROOT / "docs"
-    table, page = out / "exact.csv", out / "exact.md"
-    if options.report:
-        about = fill.provenance(page)
-    else:
-        about = measure(size, table, options.minutes, features=not (options.plain or options.quick), side=options.side)
-    if not about:
-        return 0
-    text = report(read_csv(table), about)
-    page.write_text(text, encoding="utf-8")
-    print(text)
-    return 0
+    features = not (options.plain or options.quick)
+
+    def make(table: Path) -> str:
+        return measure(size, table, options.minutes, features=features, side=options.side)
+
+    return fill.written(options, "exact", make, report, fill.quick_folder(options))
