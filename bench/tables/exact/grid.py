@@ -124,8 +124,8 @@ class Size:
     screen_auto: tuple[int, ...] = (8, 12)
     wide: int = 24
     best: int = 3
-    always: tuple[tuple[str, str], ...] = (("euler", "simple"), ("dpmpp_2m", "simple"))
-    auto: tuple[tuple[str, int], ...] = (RECOMMENDED, ("euler", 28))
+    always: tuple[tuple[str, str], ...] = (("dpmpp_2m", "simple"),)
+    auto: tuple[tuple[str, int], ...] = (RECOMMENDED, ("dpmpp_2m", 50))
     auto_screened: tuple[tuple[str, int], ...] = tuple((s, n) for s in AUTO_SAMPLERS for n in AUTO_STEPS)
     own: int = 28
     reference: int = 101
