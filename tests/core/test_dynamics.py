@@ -139,6 +139,8 @@ def test_the_page_is_made_from_rows_alone() -> None:
     assert "3 of 3 numbers of blocks cost more than as many anywhere (+20 to +20 %" in page
     assert "cost more in 0 of 3" in page and "| 1 | 50.00 | 1.000 | 48.6 | 1.000 | 50.00 |" in page
     assert "middle block +48 %" in page and "R² of output 1.00, residual 1.00" in page
+    assert "As published: Neighbouring blocks (§3.2), Change by frequency (§3.3), Input and output (TeaCache). " in page
+    assert "Not as published: Reuse at one step (SpectralCache §3.1), Alike and steady (FreqCa)." in page
     rows.append(row("bands", "residual", 8, 0.0, seed=2))
     assert curve(rows, "bands", "residual")[8.0] == pytest.approx(0.03)
     assert "2 prompt and seed pairs" in report(rows, "")

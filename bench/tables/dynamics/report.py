@@ -16,11 +16,16 @@ Row = Mapping[str, str]
 Curve = dict[float, float]
 SENSITIVITY = {1: 48.6, 5: 13.5, 14: 2.6, 15: 2.9, 18: 6.4}
 BANDS = {1: 0.09, 2: 0.09, 7: 0.065, 8: 0.065}
-OBJECTS = ("middle block", "last block", "residual")
+CACHED = "last block"
+"""What FreqCa caches: the stream behind it."""
+OBJECTS = ("middle block", CACHED, "residual")
 LATE = 16
 """From this step on the last quarter."""
+EARLY = "a U with the steeper arm early"
 DEGREE = 4
 """TeaCache's polynomial."""
+TIGHT = 0.5
+"""R² from which on the input is said to tell the output's change."""
 
 
 def curve(rows: Sequence[Row], part: str, series: str) -> Curve:
@@ -64,7 +69,11 @@ def ranked(pairs: Sequence[tuple[float, float]]) -> float:
 # the parts ------------------------------------------------------------------------------------------------------------
 
 
-def sensitivity(rows: Sequence[Row]) -> tuple[str, str]:
+Part = tuple[str, str, bool]
+"""A table, what it shows, and whether that is what was published."""
+
+
+def sensitivity(rows: Sequence[Row]) -> Part:
     outputs, residual = (curve(rows, "sensitivity", series) for series in ("outputs", "residual"))
     first, most = outputs[1], SENSITIVITY[1]
     heading = ["step", "outputs reused", "of step 1", "published", "of step 1", "residual reused"]
@@ -74,7 +83,8 @@ def sensitivity(rows: Sequence[Row]) -> tuple[str, str]:
          f"{SENSITIVITY[int(x)] / most:.3f}" if int(x) in SENSITIVITY else "", fixed(residual[x], 2)]
         for x, value in outputs.items()
     ]  # fmt: skip
-    return markdown(heading, body), f"{arms('Outputs', outputs)} {arms('The residual', residual)}"
+    told = arms("Outputs", outputs)
+    return markdown(heading, body), f"{told} {arms('The residual', residual)}", EARLY in told
 
 
 def arms(name: str, found: Curve) -> str:
@@ -83,14 +93,14 @@ def arms(name: str, found: Curve) -> str:
     late = max((x for x in found if x >= LATE), key=found.__getitem__, default=lowest)
     early = found[1] / found[lowest]
     rise = found[late] / found[lowest]
-    shape = "a U with the steeper arm early" if early > rise > 1.2 else "no U" if rise <= 1.2 else "a U, steeper late"
+    shape = EARLY if early > rise > 1.2 else "no U" if rise <= 1.2 else "a U, steeper late"
     return (
         f"{name}: {shape}; lowest at step {lowest:g}, the first step {early:.1f} times that (published 18.7 times, at "
         f"step 14), the worst of the last quarter {rise:.1f} times (2.5)."
     )
 
 
-def depth(rows: Sequence[Row]) -> tuple[str, str]:
+def depth(rows: Sequence[Row]) -> Part:
     start, near, spread = (curve(rows, "depth", series) for series in ("from the start", "neighbours", "spread"))
     heading = ["blocks", "from the start", "neighbours elsewhere", "spread", "start / spread", "neighbours / spread"]
     body, more, others = [], [], []
@@ -109,26 +119,26 @@ def depth(rows: Sequence[Row]) -> tuple[str, str]:
         f"{sum(o > 0 for o in others)} of {len(others)}: where that is few, the early blocks matter, not that they are "
         "neighbours."
     )
-    return markdown(heading, body), told
+    return markdown(heading, body), told, 2 * sum(m > 0 for m in more) > len(more)
 
 
-def bands(rows: Sequence[Row]) -> tuple[str, str]:
+def bands(rows: Sequence[Row]) -> Part:
     found = {name: curve(rows, "bands", name) for name in OBJECTS}
     heading = ["band, coarse to fine", *(str(band) for band in range(1, 9))]
     body = [[name, *(fixed(value, 3) for value in values.values())] for name, values in found.items()]
     body.append(["published (middle block)", *(f"{BANDS[b]:g}" if b in BANDS else "" for b in range(1, 9))])
-    told = []
-    for name, values in found.items():
-        low, high = (values[1] + values[2]) / 2, (values[7] + values[8]) / 2
-        told.append(f"{name} {100 * (low / high - 1):+.0f} %")
-    return markdown(heading, body), (
-        f"Coarse bands (1, 2) change more than fine ones (7, 8) by: {', '.join(told)} (published +38 %)."
+    over = {name: (values[1] + values[2]) / (values[7] + values[8]) - 1 for name, values in found.items()}
+    told = ", ".join(f"{name} {100 * share:+.0f} %" for name, share in over.items())
+    return (
+        markdown(heading, body),
+        f"Coarse bands (1, 2) change more than fine ones (7, 8) by: {told} (published, middle block: +38 %).",
+        over[OBJECTS[0]] > 0,
     )
 
 
-def frequencies(rows: Sequence[Row]) -> tuple[str, str]:
+def frequencies(rows: Sequence[Row]) -> Part:
     heading = ["", *(f"alike, {lag} apart" for lag in (1, 3, 5)), "goes on as it went", "left of a step by a slope"]
-    body, told = [], []
+    body, told, agrees = [], [], False
     for name in OBJECTS:
         figures = {}
         for side in ("low", "high"):
@@ -138,23 +148,27 @@ def frequencies(rows: Sequence[Row]) -> tuple[str, str]:
             figures[side] = (alike[1], onward)
             body.append([series, *(fixed(alike[lag], 3) for lag in (1, 3, 5)), fixed(onward, 2), fixed(left, 2)])
         (alike_low, on_low), (alike_high, on_high) = figures["low"], figures["high"]
+        agrees = agrees or (name == CACHED and alike_low > alike_high and on_high > on_low)
         told.append(f"{name}: low bands are {'more' if alike_low > alike_high else 'less'} alike from step to step "
                     f"({alike_low:.3f} and {alike_high:.3f}), high ones go on {'more' if on_high > on_low else 'less'} "
                     f"steadily ({on_high:.2f} and {on_low:.2f})")  # fmt: skip
-    return markdown(heading, body), f"FreqCa: low more alike, high more steady. {'; '.join(told)}."
+    return markdown(heading, body), f"FreqCa: low more alike, high more steady. {'; '.join(told)}.", agrees
 
 
-def relation(rows: Sequence[Row]) -> tuple[str, str]:
+def relation(rows: Sequence[Row]) -> Part:
     heading = ["change of", "points", "rank correlation", "R² of degree 4", "R² of a line"]
-    body, told = [], []
+    body, told, explained = [], [], {}
     for series in ("output", "residual"):
         pairs = points(rows, series)
         (_, quartic), (_, line) = fit(pairs), fit(pairs, 1)
+        explained[series] = quartic
         body.append([series, str(len(pairs)), fixed(ranked(pairs), 2), fixed(quartic, 2), fixed(line, 2)])
         told.append(f"{series} {quartic:.2f}")
-    return markdown(heading, body), (
+    return (
+        markdown(heading, body),
         "The modulated input's change explains the change by a polynomial of degree 4 with R² of "
-        f"{', '.join(told)} (for FLUX a third party found no clear relation, for another model R² 0.09)."
+        f"{', '.join(told)} (for FLUX a third party found no clear relation, for another model R² 0.09).",
+        explained["output"] > TIGHT,
     )
 
 
@@ -177,14 +191,18 @@ def report(rows: Sequence[Row], about: str) -> str:
     """docs/dynamics.md."""
     seeds = len({row["seed"] for row in rows})
     made = [(title, *part(rows), says) for title, part, says in PARTS]
-    sections = [text for title, table, _, says in made for text in (f"## {title}", says, table)]
+    sections = [text for title, table, _, _, says in made for text in (f"## {title}", says, table)]
+    alike = [title for title, _, _, agrees, _ in made if agrees]
+    other = [title for title, _, _, agrees, _ in made if not agrees]
+    verdict = f"As published: {', '.join(alike) or 'nothing'}. Not as published: {', '.join(other) or 'nothing'}."
     return document(
         "# Dynamics",
         f"Does the small FLUX of this repository behave as the models of the papers do? Euler, 20 steps, CFG 1, "
         f"{seeds} prompt and seed pairs (the paper: FLUX.1-schnell, 20 steps, 5 samples). Few pairs: directions can be "
         "read, second digits cannot.",
         "![The same as curves](dynamics.png)",
-        "\n".join(f"- {told}" for _, _, told, _ in made),
+        verdict,
+        "\n".join(f"- {told}" for _, _, told, _, _ in made),
         *sections,
         about,
     )
