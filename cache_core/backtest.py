@@ -33,9 +33,12 @@ SLOPE, GAINS = "slope", "gains"
 
 @dataclass(frozen=True, slots=True)
 class BackTested(Predictor):
-    """See the module docstring. `bands`: 1 to 4; one where tokens lie on no known grid."""
+    """See the module docstring. `bands`: 1 to 4; one where tokens lie on no known grid. apart: whether latents that are
+    packed into one are tested each by itself.
+    """
 
     bands: int = 3
+    apart: bool = False
 
     @property
     def depth(self) -> int:  # type: ignore[override]

@@ -118,7 +118,8 @@ def auto(
         gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
     where = PLACES["guided" if guidance == "derive" and site == "auto" else site]
     around = GUIDED if site == "auto" else None
-    rule = Rule(where, Signal(), gate, BackTested(bands), correction=Repay(), around=around)
+    forecast = BackTested(bands, apart=tolerance > 0)  # an estimate that is relied on is that of the worst part
+    rule = Rule(where, Signal(), gate, forecast, correction=Repay(), around=around)
     if guidance == "follow":
         return Method("SpectralCache Auto", (rule,))
     if site not in ("auto", "guided"):
