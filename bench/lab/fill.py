@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import ROOT
 from bench.host.provision import say
 from bench.lab.arms import Cached
 from bench.lab.grid import Group, rows, walk
 from bench.lab.store import Store, code_version
-from bench.lab.table import read_csv, write_csv
+from bench.lab.table import Record, read_csv, write_csv
 
 EVERY = 20
 """Seconds between two lines of progress."""
@@ -64,6 +65,34 @@ def carry_out(
         if also:
             also(found, out)
         print(text)
+    return 0
+
+
+def write_out(
+    options: argparse.Namespace,
+    name: str,
+    records: Callable[[Any], Iterable[Record]],
+    report: Report,
+    methods: Iterable[str],
+) -> int:
+    """One command that makes its own records, of a `Studio`: `name`.csv, then from it alone `name`.md."""
+    import torch
+
+    from bench.lab import Lab, Studio
+    from bench.lab.studio import SIDE
+
+    out = options.out or (quick_folder(options) if "quick" in options else None) or ROOT / "docs"
+    table, page = out / f"{name}.csv", out / f"{name}.md"
+    if options.report:
+        about = provenance(page)
+    else:
+        with torch.inference_mode():
+            studio = Studio(Lab(), options.side or SIDE)
+            write_csv(table, list(records(studio)))
+        about = origin(studio.lab.about(), methods)
+    text = report(read_csv(table), about)
+    page.write_text(text, encoding="utf-8")
+    print(text)
     return 0
 
 

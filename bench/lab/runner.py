@@ -26,15 +26,18 @@ VERSION = "3"
 """Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
 
 
+def ground(studio: Studio) -> str:
+    """What every figure rests on, beside the code: weights, versions, size."""
+    weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
+    size = "" if studio.side == SIDE else f" {studio.side}"
+    return f"{VERSION} {weights} {studio.lab.about()['versions']}{size}"
+
+
 class Runner:
     """One process's share of the bench."""
 
     def __init__(self, studio: Studio, store: Store) -> None:
-        self.studio, self.store = studio, store
-        weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
-        self._ground = f"{VERSION} {weights} {studio.lab.about()['versions']}"
-        if studio.side != SIDE:
-            self._ground += f" {studio.side}"
+        self.studio, self.store, self._ground = studio, store, ground(studio)
         self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
         self._warm = False

@@ -32,7 +32,7 @@ METHODS = "cache_core/methods"
 class Outcome:
     """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
     processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
-    of the latent, inf and 1 where identical.
+    of the latent, inf and 1 where identical. note: why it stood down, or nothing.
     """
 
     computed: float
@@ -45,6 +45,7 @@ class Outcome:
     latent_psnr: float
     latent_ssim: float
     estimate: float | None = None
+    note: str = ""
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -17,8 +17,7 @@ from scipy.stats import spearmanr
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.studio import SIDE
-from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
+from bench.lab.table import document, fixed, markdown, number
 from cache_core.track import Seen
 from cache_core.types import ESTIMATE, Method
 
@@ -115,17 +114,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import torch
-
-    out = options.out or fill.quick_folder(options) or fill.ROOT / "docs"
-    table, page = out / "estimate.csv", out / "estimate.md"
-    if options.report:
-        about = fill.provenance(page)
-    else:
-        with torch.inference_mode():
-            studio = Studio(Lab(), options.side or SIDE)
-            write_csv(table, list(measure(studio, options.pairs, options.quick)))
-        about = fill.origin(studio.lab.about(), ["auto"])
-    page.write_text(report(read_csv(table), about), encoding="utf-8")
-    print(page.read_text("utf-8"))
-    return 0
+    return fill.write_out(
+        options, "estimate", lambda studio: measure(studio, options.pairs, options.quick), report, ["auto"]
+    )
