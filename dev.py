@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,13 @@ COMMAND_LINE = (
 )
 NOTHING_COLLECTED = 5  # pytest's exit code
 VALID = "All validation checks passed"  # comfy-cli's word; with a warning it says something else, and ends with 0
-WORKERS = ("-n", "2", "--dist", "loadfile")
-"""A run of everything shares the host tests between two processes, file by file: each holds a ComfyUI and a server."""
-DRAWN = ("quality",)
+WORKERS = ("-n", "2", "--dist", "worksteal")
+"""A run of everything shares the host tests between two processes, each with a ComfyUI and a server. Each begins with
+one half, in order; whoever is done takes over half of what the other has left.
+"""
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""What a run of everything sets to 1: its processes share the processors, and the models are small."""
+DRAWN = ("dynamics", "quality")
 """Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
@@ -163,12 +168,23 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     host = setup_host.prepare(tools=True)
     if options.frontend:
         os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
-    codes = [] if rest else [run_ruff(host), run_mypy(host), run_validation(host)]
-    codes.append(run_pytest(host, rest))
-    return next((code for code in codes if code), 0)
+    return run_pytest(host, rest) if rest else run_everything(host)
 
 
 # --- the checks -----------------------------------------------------------------------------------------------------
+
+
+def run_everything(host: Host) -> int:
+    """The host tests take longest: they run beside all other checks, which use one processor or wait for a browser."""
+    for name in ONE_THREAD:
+        os.environ.setdefault(name, "1")
+    core, hosted = map(coloured, pytest_commands(host, []))
+    with beside(hosted, host) as host_tests:
+        codes = [run_ruff(host), run_mypy(host), run_validation(host)]
+        code, summary = run_holding_last_line(core, host)
+        codes += [code, host_tests()]
+    show(summary)
+    return next((code for code in codes if code), 0)
 
 
 def run_ruff(host: Host) -> int:
@@ -206,7 +222,12 @@ def run_validation(host: Host) -> int:
 
 
 def run_pytest(host: Host, arguments: list[str]) -> int:
-    """Runs pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
+    """Runs the tests that the arguments name, in the terminal."""
+    return run_in_turn(pytest_commands(host, arguments), host)
+
+
+def pytest_commands(host: Host, arguments: list[str]) -> list[list[str]]:
+    """pytest, host tests in a process of their own: the root on `sys.path` would shadow the host's `nodes.py`."""
     options, paths = split_arguments(arguments)
     core, hosted = route(paths)
     common = ["-c", CONFIGURATION, "--rootdir", str(ROOT), "--confcutdir", str(TESTS), *options]
@@ -215,7 +236,7 @@ def run_pytest(host: Host, arguments: list[str]) -> int:
         processes.append(["-o", "pythonpath=.", *common, f"--ignore={HOST_TESTS}", *core])
     if hosted:
         processes.append([*(() if arguments else WORKERS), *common, *hosted])
-    return run_in_turn([host.module("pytest", *process) for process in processes], host)
+    return [host.module("pytest", *process) for process in processes]
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -253,19 +274,29 @@ def run_in_turn(commands: list[list[str]], host: Host) -> int:
     *first, last = commands
     held, codes = [], []
     for command in first:
-        code, line = run_holding_last_line([*command, "--color=yes"] if sys.stdout.isatty() else command, host)
+        code, line = run_holding_last_line(coloured(command), host)
         codes.append(code)
         held.append(line)
     codes.append(run(last, host))
     for line in held:
-        sys.stdout.buffer.write(line)
-    sys.stdout.flush()
+        show(line)
     # A selection such as -k may leave one process without tests, but not all.
     failures = [code for code in codes if code not in (0, NOTHING_COLLECTED)]
     return next(iter(failures), 0 if 0 in codes else NOTHING_COLLECTED)
 
 
 # --- child processes ------------------------------------------------------------------------------------------------
+
+
+def coloured(command: list[str]) -> list[str]:
+    """pytest's command, for output that reaches the terminal by way of us."""
+    return [*command, "--color=yes"] if sys.stdout.isatty() else command
+
+
+def show(output: bytes) -> None:
+    """Writes a child's output to the terminal."""
+    sys.stdout.buffer.write(output)
+    sys.stdout.flush()
 
 
 def run(command: list[str], host: Host, cwd: Path | str | None = ROOT) -> int:
@@ -279,10 +310,27 @@ def run_holding_last_line(command: list[str], host: Host) -> tuple[int, bytes]:
     held = b""
     with child(command, host, cwd=ROOT, stdout=subprocess.PIPE) as process:
         for line in process.stdout or ():
-            sys.stdout.buffer.write(held)
-            sys.stdout.flush()
+            show(held)
             held = line
         return process.wait(), held
+
+
+@contextmanager
+def beside(command: list[str], host: Host) -> Iterator[Callable[[], int]]:
+    """Runs a command beside what is done meanwhile. Calling what is given shows its output and returns its code."""
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "wb") as written:
+        options: Any = {"cwd": ROOT, "stdout": written, "stderr": subprocess.STDOUT}
+        with child(command, host, **options) as process, open(written.name, "rb") as said:
+
+            def to_its_end() -> int:
+                code = None
+                while code is None:
+                    time.sleep(0.2)
+                    code = process.poll()
+                    show(said.read())
+                return code
+
+            yield to_its_end
 
 
 @contextmanager

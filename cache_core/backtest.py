@@ -13,11 +13,14 @@ and until the next one    F^ = F_k + (lambda - lambda_k) / (lambda_k - lambda_(k
 FreqCa (arXiv 2510.08669) extrapolates one band and holds the other by decree; here the run decides, for each lane. The
 gains are folded into one stored tensor, so that a skip is a single multiply-add. What the gains leave unexplained,
 ||Y - sum g P|| / ||F_k||, is the estimate of the error one gap ahead.
+
+HiCache++ tests itself on a held-out feature too, to choose between bases, and reports that such a test does not tell
+which basis is better; here it only damps within one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +41,7 @@ class BackTested(Predictor):
     """
 
     bands: int = 3
-    apart: bool = False
+    apart: bool = field(default=False, kw_only=True)
 
     @property
     def depth(self) -> int:  # type: ignore[override]

@@ -41,6 +41,7 @@ class Calibration:
     signal: "modulated" (first block's norm with shift and scale), "timestep embedding", "timestep projection" (of all
         six modulations) or "hidden" (embedded patches, not modulated). The middle two see only the schedule.
     thresholds: published (threshold, claimed speed-up), of the implementation that `source` names first.
+    domain: the d that the polynomial was fitted on, where that is known; beyond it goes on in proportion to d.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Calibration:
     signal: Signal
     thresholds: tuple[tuple[float, float], ...]
     source: str
+    domain: tuple[float, float] | None = None
 
 
 def rescale(polynomial: Sequence[float], d: Distance) -> Distance:
@@ -60,6 +62,15 @@ def rescale(polynomial: Sequence[float], d: Distance) -> Distance:
     for coefficient in polynomial:
         value = value * d + coefficient
     return value
+
+
+def rescaled(calibration: Calibration, d: Distance) -> Distance:
+    """P(d) of a calibration."""
+    if calibration.domain is None:
+        return rescale(calibration.polynomial, d)
+    low, high = calibration.domain
+    inside = min(max(d, low), high) if isinstance(d, float) else d.clamp(low, high)
+    return rescale(calibration.polynomial, inside) * (d / inside)
 
 
 _FLUX = (4.98651651e2, -2.83781631e2, 5.58554382e1, -3.82021401e0, 2.64230861e-1)

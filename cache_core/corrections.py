@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,8 @@ class Repay(Correction):
 
     so that a step of dx = F dsigma lands where interpolated steps would have led. It is the corrector of a linear
     multistep method (Adams-Moulton after Adams-Bashforth; UniC in UniPC, arXiv 2302.04867, sec. 3.1), with the forecast
-    as its predictor and no evaluation more.
+    as its predictor and no evaluation more. Kin: PrediT (arXiv 2602.18093) corrects forecasts of skipped outputs by
+    Adams-Moulton where they change fast, FoCa (2508.16211) by a step of Heun; here every skipped step is repaid.
 
     A narrow step behind a wide gap would have to pay many times what it is itself. No payment of a row is more than
     `most` times its feature, and a step pays a share of the debt that grows with its width: whole where it is at least
@@ -57,12 +58,16 @@ class Repay(Correction):
         shares = [0.0] * len(used)
         for step in gap:
             share = step.width / now.width
-            weights = lagrange([f.at.log_noise for f in used], step.log_noise)
+            weights = self.weights([f.at for f in used], step)
             shares = [s + share * w for s, w in zip(shares, weights, strict=True)]
             total.sub_(forecast(step), alpha=share)
         for share, entry in zip(shares, used, strict=True):
             total.add_(entry.value, alpha=share)
         return total
+
+    def weights(self, known: Sequence[Step], at: Step) -> list[float]:
+        """Of the computed features on both sides of a skipped step, for the one at that step."""
+        return lagrange([step.log_noise for step in known], at.log_noise)
 
     def bounded(
         self, repair: Tensor | None, debt: Debt | None, new: Feature, gap: tuple[Step, ...], now: Step

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .coefficients import Calibration, rescale
+from .coefficients import Calibration, rescaled
 from .placement import following
 from .tables import State, single
 from .types import BUDGET, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
@@ -135,9 +135,9 @@ class Accumulate(Gate):
         return {"distance": 0.0}
 
     def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
-        rescaled = rescale(calibration.polynomial, figures["d"].to(ledger["distance"]))
-        grown = rescaled.abs() if calibration.absolute else rescaled.clamp(min=0)
-        return {"rescaled": rescaled, "distance": ledger["distance"] + grown}
+        predicted = rescaled(calibration, figures["d"].to(ledger["distance"]))
+        grown = predicted.abs() if calibration.absolute else predicted.clamp(min=0)
+        return {"rescaled": predicted, "distance": ledger["distance"] + grown}
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         limit = self.threshold(step) * calibration.unit

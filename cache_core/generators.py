@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import torch
+
 from .placement import cumulative
 from .profile import Profile
 from .tables import State, Table, fitted
-from .types import Schedule
+from .types import Schedule, Step
 
 MODULE_OF = {State.ATTENTION: "attention", State.MLP: "mlp"}
 CLOSE = 0.02
@@ -126,6 +128,25 @@ def stated(total: int, alpha: float, longest: int) -> frozenset[int]:
     covered = [cumulative(step / max(total - 1, 1)) / cumulative(1.0) for step in range(total)]
     lags = range(1, longest + 1)
     return smooth([[here - covered[max(step - lag, 0)] for step, here in enumerate(covered)] for lag in lags], alpha)
+
+
+# ProfilingDiT's block list --------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def steady(profile: Profile, share: float) -> frozenset[int]:
+    """The blocks that may rest: as many as are `share` of them, those whose modules change least over one step, the
+    mean of attention and MLP over the run (in place of the foreground mask, which needs a segmenter).
+    """
+    changes = torch.stack([profile.tables[f"{name}.change"][0] for name in MODULE_OF.values()]).nanmean((0, 1))
+    ranked = sorted(range(len(changes)), key=lambda layer: (float(changes[layer].nan_to_num(math.inf)), layer))
+    return frozenset(ranked[: round(share * len(ranked))])
+
+
+def steady_blocks(first: int, last: int, share: float, profile: Profile | None, step: Step) -> frozenset[int]:
+    """Those of a range of blocks that may rest; without a profile all of them."""
+    blocks = frozenset(range(first, last + 1))
+    return blocks if profile is None else blocks & steady(profile, share)
 
 
 # Learning-to-Cache's mask ---------------------------------------------------------------------------------------------

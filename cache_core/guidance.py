@@ -7,13 +7,17 @@ bands; PromptTea's DynCFGCache (arXiv 2507.06739) asks how large the difference 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .coefficients import Calibration
+from .magnitudes import between
+from .profile import Profile
 from .spectrum import low_pass
-from .types import Feature, Figures, Grid, Past, Predictor, Signal, Step
+from .types import CacheError, Feature, Figures, Gate, Grid, Past, Predictor, Signal, Step, Verdict
 
 RADIUS = 0.2
 """The low band's radius in cycles per sample: min(H, W) // 5 lines of the spectrum in the released code."""
@@ -70,6 +74,39 @@ class NoDifference(Predictor):
         self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
     ) -> Tensor:
         return torch.zeros_like(history[-1].value)
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook(Gate):
+    """Skip while the differences that a table gives for the steps since the last computed pair add up to less than a
+    limit: PromptTea's codebook. A fixed schedule.
+    """
+
+    limit: float
+    difference: Callable[[Step], float]
+
+    def start(self) -> dict[str, float]:
+        return {"sum": 0.0}
+
+    def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
+        return dict(ledger)
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        total = reading["sum"] + self.difference(step)
+        return Verdict(total < self.limit, "threshold", {"sum": self.limit}, scores={"sum": total})
+
+    def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
+        total = reading["sum"] + self.difference(step) if skipped else 0.0
+        return {"sum": torch.full_like(advanced["sum"], total)}
+
+
+def codebook(profile: Profile) -> Callable[[Step], float]:
+    """The measured difference at a step's noise level: the mean over samples, a straight line between levels."""
+    found = profile.tables["branch.difference"].nanmean(0)
+    known = [(sigma, d) for sigma, d in zip(profile.tables["sigmas"].tolist(), found.tolist(), strict=True) if d >= 0]
+    if len(known) < 2:
+        raise CacheError("the profile holds no difference of the two sides; calibrate again")
+    return lambda step: between(known, step.sigma)
 
 
 class BranchDistance(Signal):

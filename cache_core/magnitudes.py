@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from types import MappingProxyType
 
+from .profile import Profile
 from .types import CacheError
 
 MU = 1.15
@@ -24,21 +25,26 @@ MU = 1.15
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One list as published, its leading 1 included: of the conditional branch where there are two."""
+    """One list as published, its leading 1 included: of the conditional branch where there are two. levels: the noise
+    levels of the calibration, where they are known.
+    """
 
     gammas: tuple[float, ...]
     source: str
+    levels: tuple[float, ...] = ()
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """The noise levels of the calibration."""
+        if self.levels:
+            return self.levels
         total = len(self.gammas)
         return tuple(math.exp(MU) / (math.exp(MU) + total / (total - i) - 1) for i in range(total))
 
     def ratios(self, sigmas: Sequence[float]) -> tuple[float, ...]:
         """gamma between each noise level and the one before it; 1 for the first."""
         knots = [*zip(self.sigmas, accumulate(math.log(gamma) for gamma in self.gammas), strict=True)]
-        levels = [_between(knots, sigma) for sigma in sigmas]
+        levels = [between(knots, sigma) for sigma in sigmas]
         return (1.0, *(math.exp(after - before) for before, after in pairwise(levels)))
 
 
@@ -55,7 +61,15 @@ def listed(text: str) -> Curve:
     return Curve(gammas, "given")
 
 
-def _between(knots: Sequence[tuple[float, float]], sigma: float) -> float:
+def of_profile(profile: Profile) -> Curve:
+    """The curve of a user's own model: the positive prompt's, the mean over samples."""
+    gammas = profile.tables["trunk.magnitude"][0].nanmean(0)[1:].tolist()
+    if len(gammas) < 2 or not all(0 < gamma < math.inf for gamma in gammas):
+        raise CacheError("the profile holds no ratio of the residual's norm at some steps; calibrate again")
+    return Curve((1.0, *gammas), f"profile {profile.about['name']}", tuple(profile.tables["sigmas"].tolist()))
+
+
+def between(knots: Sequence[tuple[float, float]], sigma: float) -> float:
     """A straight line through the two knots around sigma; below the last one, the last line goes on."""
     for (above, high), (below, low) in pairwise(knots):
         if sigma >= below or below == knots[-1][0]:
@@ -87,3 +101,14 @@ _ROWS = {
 
 CURVES: Mapping[str, Curve] = MappingProxyType(_ROWS)
 """By the name of the model's calibration (`coefficients`)."""
+
+
+def chosen(name: str, ratios: str, profile: Profile | None) -> Curve | str | None:
+    """Which curve counts: a published one by its name, "custom" the given ratios, "auto" the profile's, None: the
+    model's own.
+    """
+    if name == "custom":
+        return listed(ratios)
+    if name != "auto":
+        return name
+    return None if profile is None else of_profile(profile)

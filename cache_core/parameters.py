@@ -80,8 +80,8 @@ class Published:
     the tests of the invariants run on these.
     variants: the same for other places that the method can be asked to use; aliases: further words by which the graph's
     search finds it; advice: one sentence on when to use it; own_node: whether it has a node of its own, besides being
-    an option of Cache Method, and so runs in every test of the invariants; profiled: whether its function takes what a
-    calibration learned of the model, as `profile` (None where there is none).
+    an option of Cache Method, and so runs in every test of the invariants; profiled: the groups of a profile that its
+    function follows; it then takes one as `profile` (None where there is none).
     """
 
     title: str
@@ -95,7 +95,7 @@ class Published:
     aliases: tuple[str, ...] = ()
     advice: str = ""
     own_node: bool = False
-    profiled: bool = False
+    profiled: tuple[str, ...] = ()
 
     def __call__(self, profile: Profile | None = None, **given: Any) -> Method:
         """The method with these values. Raises `CacheError` on values that no run could use and on unknown names, and
@@ -142,7 +142,7 @@ def published(
     aliases: tuple[str, ...] = (),
     advice: str = "",
     own_node: bool = False,
-    profiled: bool = False,
+    profiled: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Method]], Published]:
     """Publish a method's function; see `Published`."""
     return lambda build: Published(

@@ -4,6 +4,9 @@ Denoisers bend most at the start and once more at the very end (measured on the 
 velocity falls by 30 over the run and rises by 4 in the last tenth). A forecast's error grows with the cube of a gap, so
 even errors need steps at a density of the curvature's cube root.
 
+BudCache (arXiv 2606.13496), MeanCache (2601.19961) and DPCache (2602.22654) search the places on the model itself; this
+is a formula for models that nobody searched.
+
 With t = step / (T - 1):   density(t) = 1 / (EARLY + t) · (1 + LATE · max(0, t - TAIL) / (1 - TAIL))
 
 What bends is the denoiser over the noise, not over the steps. The density was chosen on schedules of shift 1.5; one of

@@ -99,6 +99,11 @@ def shrinking(total: int, warmup: int, most: int, least: int) -> frozenset[int]:
     return frozenset(found)
 
 
+def resting(warmup: int, most: int, least: int, schedule: Schedule) -> frozenset[int]:
+    """The steps between those."""
+    return frozenset(range(schedule.total)) - shrinking(schedule.total, warmup, most, least)
+
+
 @dataclass(frozen=True, slots=True)
 class Quadratic(Gate):
     """About one computed step in `interval`, dense around a share of the run (DeepCache): see `quadratic`."""

@@ -292,11 +292,13 @@ class Session:
         verdicts = [track.verdict for track in deciding if track.verdict is not None]
         idle = "stood down" if self.recorder.stood_down else "bypassed" if self.active else "off"
         idle = evaluation.apart or idle
-        verdict = next((v for v in verdicts if v.skip), verdicts[0] if verdicts else Verdict(False, idle))
         ran = sum(_rows(call) * (1.0 - _whole(call.left_out)) for call in evaluation.calls)
         rows = self.called() + evaluation.spared
         work = ran / rows if rows else 1.0
         work *= 1.0 - (evaluation.whole.left_out if evaluation.whole else 0.0)
+        after_all = self.recorder.stood_down and work == 1.0  # what was to be skipped was computed
+        skipping = [verdict for verdict in verdicts if verdict.skip and not after_all]
+        verdict = [*skipping, *(v for v in verdicts if not v.skip), Verdict(False, idle)][0]
         action = COMPUTED if not verdict.skip else PARTIAL if work else SKIPPED
         step = evaluation.step
         return Record(

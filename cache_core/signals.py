@@ -93,6 +93,43 @@ def _change(now: Tensor, before: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingL1(Signal):
+    """Relative L1 change of the vector that modulates the blocks, which the noise level alone moves (PromptTea
+    2507.06739). Figure: "embedding".
+
+    prompt: how many text tokens say something of their own besides, tr(C)² / tr(C²) of their covariance C. Figure:
+    "prompt".
+    """
+
+    prompt: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"embedding", "text"} if self.prompt else {"embedding"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.embedding is None:
+            raise CacheError("EmbeddingL1 looks at what modulates the blocks; use it at a described trunk")
+        told = {} if probe.text is None else {PROMPT: _own_tokens(probe.text)}
+        return {"embedding": probe.embedding, **told}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        told = {name: now[name] for name in (PROMPT,) if name in now}
+        return {"embedding": _change(now["embedding"], before["embedding"]), **told}
+
+
+PROMPT = "prompt"
+
+
+def _own_tokens(text: Tensor) -> Tensor:
+    """The effective rank of b m d tokens around their mean, by their inner products: 0-dim float32, mean over rows."""
+    apart = text.float() - text.float().mean(1, keepdim=True)
+    products = apart @ apart.mT  # b m m
+    whole = products.diagonal(dim1=1, dim2=2).sum(1).square()
+    return (whole / products.square().sum((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)).mean()
+
+
+@dataclass(frozen=True, slots=True)
 class HeadL1(Signal):
     """What the head layers have added to the target's tokens, against the last computed evaluation (First-Block Cache,
     DBCache). Figure: "d".
@@ -110,17 +147,18 @@ class HeadL1(Signal):
 
 @dataclass(frozen=True, slots=True)
 class ProbeL1(Signal):
-    """The same against the previous evaluation, computed or not (DiCache 2508.17356), and how far the head has
-    come: |h - h_b| / |h_a - h_b| with a the newest and b the last but one computed evaluation. Figures: "d", "gamma".
+    """Relative L1 change of the stream behind the head against the previous evaluation, computed or not (DiCache
+    2508.17356), and how far what the head adds has come: |h - h_b| / |h_a - h_b| with a the newest and b the last but
+    one computed evaluation. Figures: "d", "gamma".
     """
 
-    needs = frozenset({"head"})
+    needs = frozenset({"head", "entered"})
 
     def look(self, probe: Probe) -> Past:
-        return {"head": _head(probe)}
+        return {"head": _head(probe), "stream": _entered(probe)}
 
     def score(self, now: Past, before: Past) -> Figures:
-        figures = {"d": _change(now["head"], before["head"])}
+        figures = {"d": _change(now["stream"], before["stream"])}
         if "earlier" in before:
             base = before["earlier"].float()
             figures["gamma"] = _ratio(
@@ -145,13 +183,17 @@ class BlockChange(Signal):
     needs = frozenset({"entered"})
 
     def look(self, probe: Probe) -> Past:
-        if probe.entered is None:
-            raise CacheError("BlockChange looks at what enters a block; use it at a place of single blocks")
-        return {"entered": probe.entered}
+        return {"entered": _entered(probe)}
 
     def score(self, now: Past, before: Past) -> Figures:
         earlier = before["entered"].float()
         return {"d": _ratio((now["entered"].float() - earlier).norm(), earlier.norm())}
+
+
+def _entered(probe: Probe) -> Tensor:
+    if probe.entered is None:
+        raise CacheError("this signal looks at what enters a block; use it at a place of single blocks or with a head")
+    return probe.entered
 
 
 def _head(probe: Probe) -> Tensor:
@@ -163,8 +205,8 @@ def _head(probe: Probe) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class MiddleRate(Signal):
     """How much the stream in the middle of the trunk changes per step, between the last two computed evaluations
-    (AdaCache 2411.02397, eq. 4): |p_a - p_b|_1 / |p_a|_1 / steps. Known before the next evaluation begins. Figure:
-    "rate".
+    (AdaCache 2411.02397, eq. 4): |p_a - p_b|_1 / |p_b|_1 / steps, b the earlier one. Known before the next evaluation
+    begins. Figure: "rate".
 
     motion: times m + |10 · (m_a - m_b) / steps| between a tenth and nine tenths of the run, m = (v / 0.385)^8 and v the
     difference of neighbouring frames over their sum, both L1 (sec. 3.3); only where the grid has frames.
@@ -185,7 +227,7 @@ class MiddleRate(Signal):
         kept = {**past, "middle": tap, "at": at}
         steps = (at - past.get("at", at)).clamp(min=1)
         if "middle" in past:
-            kept["rate"] = (tap.float() - past["middle"].float()).abs().mean() / tap.float().abs().mean() / steps
+            kept["rate"] = _change(tap, past["middle"]) / steps
         if self.motion and grid is not None and len(grid) == 3 and grid[0] > 1:
             kept["motion"] = _motion(tap.float().unflatten(1, grid))
             if "motion" in past and "rate" in kept and 0.1 <= step.progress <= 0.9:

@@ -196,9 +196,11 @@ class Probe:
     calls are skipped the model's scaled input, channels last (b ... c).
     head: b n d, what the head layers of the rule's place have added to the target's tokens.
     targets: how many of its n tokens belong to the picture that is being made; None for all.
-    entered: b n d, the target's tokens as they enter the block (places of single blocks).
+    entered: b n d, the target's tokens as they enter the block, or the first block behind the head.
     sigma, grid: the noise level (0-dim, on the device) and the token grid of the target, None where nothing is known
     of it (places within a described trunk).
+    embedding: b d, the vector that modulates the target's tokens in every block; text: b m d, the text tokens that
+    enter the first one.
     """
 
     modulated: Tensor | None = None
@@ -207,6 +209,8 @@ class Probe:
     entered: Tensor | None = None
     sigma: Tensor | None = None
     grid: Grid | None = None
+    embedding: Tensor | None = None
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +420,11 @@ class Streams:
         return self.img.shape[1] > self.targets
 
 
+JOINT, CROSS = "joint", "cross"
+"""Names of streams beside img and txt: text and image in one sequence; what the image takes from the text in a cross
+attention of its own, as many tokens as the image.
+"""
+
 Slot = tuple[str, int]
 """ComfyUI's name of a block in `patches_replace["dit"]`, e.g. ("double_block", 0)."""
 
@@ -423,12 +432,15 @@ Slot = tuple[str, int]
 @dataclass(frozen=True, slots=True)
 class Whole:
     """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates, one tensor
-    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none.
+    or a tuple in this order. width: channels that attention runs over in it, 0 where there is none; over: the stream
+    that attention looks at; keyed: the linear layers in it that run over that stream instead of their own.
     """
 
     module: Any
     streams: tuple[str, ...]
     width: int = 0
+    over: str = JOINT
+    keyed: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +462,7 @@ class Fused:
     enter: Any
     leave: Any
     width: int
-    streams: tuple[str, ...] = ("joint",)
+    streams: tuple[str, ...] = (JOINT,)
 
 
 Part = Whole | Split | Fused

@@ -9,6 +9,7 @@ from .feb_apply import SpectralCacheFEBApply
 from .freqca_apply import SpectralCacheFreqCaApply
 from .method_apply import SpectralCacheMethodApply
 from .plan import add_route
+from .profile_loader import SpectralCacheProfileLoader
 from .replacements import register
 from .spectralcache_apply import SpectralCacheApply
 from .stats import SpectralCacheStats
@@ -31,4 +32,5 @@ class SpectralCacheExtension(ComfyExtension):
             SpectralCacheStats,
             SpectralCacheCompare,
             SpectralCacheCalibrate,
+            SpectralCacheProfileLoader,
         ]

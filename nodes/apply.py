@@ -54,10 +54,9 @@ class ApplyNode(io.ComfyNode):
     def execute(cls, model: Any, profile: Any = None, **params: Any) -> io.NodeOutput:
         """Checks everything again, since linked values are only known now."""
         try:
-            method = methods()[cls.METHOD](host.fitting(model, profile), **params)
+            return io.NodeOutput(host.apply(model, methods()[cls.METHOD], profile, params, cls.hidden.unique_id))
         except CacheError as error:
             raise CacheError(f"{cls.NAME}: {error}") from None
-        return io.NodeOutput(host.attach(model, method, cls.hidden.unique_id))
 
 
 def _profile(method: Published) -> list[Any]:

@@ -1,11 +1,15 @@
-"""Cache Calibrate: samples a model in full a few times and hands on what it learned to the methods that ask for it."""
+"""Cache Calibrate: samples a model in full a few times and hands on what it learned to the methods that ask for it.
+
+Each sample is one full run that is watched (`watcher`), and one in which modules are tried apart (`calibration`), which
+takes longer; `record` leaves one of them out. The profile is stored when everything is done: an interrupt leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
 import datetime
-import math
 import re
-import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +19,28 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..cache_core.generators import Guided, smoothed
 from ..cache_core.profile import Profile
-from ..cache_core.tables import State
 from ..cache_core.types import CacheError
-from . import host
-from .calibration import KINDS, Calibrator
-from .schema import PROFILE, schema
+from . import host, shelf
+from .calibration import Calibrator
+from .calibration_report import report
+from .plots import plots
+from .schema import ADVANCED, PROFILE, schema
+from .watcher import Watcher, joined
 
 NAME = "Cache Calibrate"
 DESCRIPTION = (
-    "Samples this model in full a few times and learns how its attention and MLP change from step to step. Connect the "
-    "profile to FEB-Cache Apply or Cache Method. It takes the time of samples x (1 + lags) pictures, once: the result "
-    "stays until an input changes."
+    "Samples this model in full a few times and learns how it changes from step to step, as a whole and attention and "
+    "MLP apart. Connect the profile to an Apply node or to Cache Method; it is also stored, for Cache Profile to load. "
+    "It takes the time of samples x (2 + lags) pictures, once: the result stays until an input changes."
 )
-LETTERS = ".amX"
 FEWEST, MOST_SAMPLES = 5, 8
 MORE = ("positive_2", "positive_3", "positive_4")
+EVERYTHING, RUN, APART = "everything", "whole run", "modules"
 
 
 class SpectralCacheCalibrate(io.ComfyNode):
-    """PROFILE and a report out. Nothing is written anywhere; an interrupt leaves nothing behind."""
+    """PROFILE and a report out, and the profile in the user folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -45,8 +50,9 @@ class SpectralCacheCalibrate(io.ComfyNode):
             description=DESCRIPTION,
             search_aliases=["calibrate", "profile", "learn", "cache calibration", "校准", "校正"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to learn: FLUX.1 or Qwen-Image, with the same LoRAs and "
-                               "patches as in the run. A cache on it is left out while it learns."),
+                io.Model.Input("model", tooltip="The model to learn, with the same LoRAs and patches as in the run: "
+                               "FLUX.1 or Qwen-Image; of others the course of whole runs is learned, for "
+                               "SpectralCache Auto. A cache on it is left out while it learns."),
                 io.Conditioning.Input("positive", tooltip="The prompt. Off the others below, every sample has this one "
                                       "with another seed."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt: it only counts at a cfg above 1."),
@@ -68,12 +74,21 @@ class SpectralCacheCalibrate(io.ComfyNode):
                              "Higher: slower, more memory, better at low work. 2 is typical."),
                 *(io.Conditioning.Input(name, optional=True, tooltip="Another prompt: samples take turns. More of "
                                         "them: the profile is less about one picture.") for name in MORE),
+                io.Combo.Input("record", options=[EVERYTHING, RUN, APART], default=EVERYTHING, optional=True,
+                               extra_dict=dict(ADVANCED), tooltip="What is learned. everything (typical); whole run: "
+                               "only what SpectralCache Auto, TeaCache, MagCache and their kin use, in a fraction of "
+                               "the time and on every model; modules: only what methods that reuse attention and MLP "
+                               "apart use."),
+                io.String.Input("name", default="", optional=True, extra_dict=dict(ADVANCED), tooltip="By which Cache "
+                                "Profile lists it. Empty (typical): model, sampler, steps and day. A name that is "
+                                "taken gets a number behind it."),
             ],
             outputs=[
-                io.Custom(PROFILE).Output(display_name="profile", tooltip="What was learned, for FEB-Cache Apply and "
+                io.Custom(PROFILE).Output(display_name="profile", tooltip="What was learned, for Apply nodes and "
                                           "Cache Method."),
-                io.String.Output(display_name="report", tooltip="What was learned, in words: changes of both "
-                                 "modules, and what the methods would make of them."),
+                io.String.Output(display_name="report", tooltip="What was learned, in words: how the model changes, "
+                                 "how well each fit fits, and what the methods would make of it."),
+                io.Image.Output(display_name="plots", tooltip="The same as curves."),
             ],
         )  # fmt: skip
 
@@ -91,72 +106,74 @@ class SpectralCacheCalibrate(io.ComfyNode):
         scheduler: str,
         samples: int,
         lags: int,
+        record: str = EVERYTHING,
+        name: str = "",
         **more: Any,
     ) -> io.NodeOutput:
         family, dimensions = host.fingerprint(model)
-        if family == dimensions:
-            raise CacheError(f"{NAME}: the blocks of {family} are not described here, so its modules cannot be told "
-                             "apart; use SpectralCache Auto, which needs no profile")  # fmt: skip
-        trials = 1 + 2 * lags
-        bar = comfy.utils.ProgressBar(samples * steps * trials)
-        calibrator = Calibrator(lags, lambda: bar.update(1))
-        watched = host.calibrating(model, calibrator.method, calibrator.observe, calibrator.around)
+        described = family != dimensions
+        if record == APART and not described:
+            raise CacheError(f"{NAME}: record is {APART}, but the blocks of {family} are not described here, so its "
+                             f"modules cannot be told apart; use {RUN}")  # fmt: skip
+        recorders = _recorders(record, described, cfg > 1, lags, lambda: bar.update(1))
+        bar = comfy.utils.ProgressBar(samples * steps * sum(recorder.trials for recorder in recorders))
         prompts = [positive, *(prompt for prompt in more.values() if prompt is not None)]
-        empty = comfy.sample.fix_empty_latent_channels(watched, latent_image["samples"])
+        empty = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         for number in range(samples):
-            calibrator.begin()
-            comfy.sample.sample(
-                watched,
-                comfy.sample.prepare_noise(empty, seed + number),
-                steps,
-                cfg,
-                sampler_name,
-                scheduler,
-                prompts[number % len(prompts)],
-                negative,
-                torch.zeros_like(empty),
-                seed=seed + number,
-            )
+            for recorder in recorders:
+                recorder.begin()
+                comfy.sample.sample(
+                    host.calibrating(model, recorder.method, recorder.observe, recorder.around),
+                    comfy.sample.prepare_noise(empty, seed + number),
+                    steps,
+                    cfg,
+                    sampler_name,
+                    scheduler,
+                    prompts[number % len(prompts)],
+                    negative,
+                    torch.zeros_like(empty),
+                    seed=seed + number,
+                )
+        tables = joined([recorder.tables() for recorder in recorders])
+        if not tables:
+            raise CacheError(f"{NAME}: nothing was recorded: {sampler_name} tells nothing of its steps; use euler")
         about = {
             "model": dimensions,
             "family": family,
             "sampler": sampler_name,
             "scheduler": scheduler,
             "cfg": float(cfg),
+            "samples": samples,
+            "steps": len(tables["sigmas"]),
+            "shift": host.shift(model),
+            "size": " x ".join(str(side) for side in empty.shape[2:]),
             "date": datetime.date.today().isoformat(),
             "pack": _version(),
+            "name": "",
         }
-        profile = calibrator.profile(about)
-        return io.NodeOutput(profile, report(profile))
+        profile, said = _stored(Profile(about, tables), name)
+        return io.NodeOutput(profile, f"{said}\n{report(profile)}", plots(profile))
 
 
-def report(profile: Profile) -> str:
-    """The profile in words."""
-    about = profile.about
-    lines = [
-        f"{about['model']}; {about['sampler']}, {about['scheduler']}, {about['steps']} steps, CFG {about['cfg']:g}, "
-        f"{about['samples']} samples",
-        "",
-        "Change of a module's output, in percent, mean over blocks: at the start, in the middle, at the end",
-    ]
-    for kind in KINDS:
-        for lag, rows in enumerate(profile.tables[f"{kind}.change"].nanmean(dim=2).tolist(), 1):
-            known = [value for value in rows if math.isfinite(value)]
-            if len(known) >= FEWEST - 2:
-                places = (known[0], known[len(known) // 2], known[-1])
-                lines.append(f"{kind}, {lag} step{'s' * (lag > 1)}: " + ", ".join(f"{100 * v:.1f}" for v in places))
-    lines += ["", "What the methods make of it (X both reused, m the MLP, a attention, . computed)"]
-    guided = Guided(profile)
-    for wanted in (0.7, 0.5, 0.35):
-        table, gains = guided.table(wanted), guided.gains(wanted)
-        off = [gain for gain, state in zip(gains, table, strict=True) if state]
-        gain = f", noise times {statistics.fmean(off):.3f} in the mean" if off else ""
-        lines.append(f"FEB-Cache, work {wanted:g}:  {''.join(LETTERS[state] for state in table)}{gain}")
-    for state, kind in zip((State.ATTENTION, State.MLP), KINDS, strict=True):
-        rests = smoothed(profile, state, 0.15, 3)
-        shown = "".join("x" if step in rests else "." for step in range(profile.total))
-        lines.append(f"SmoothCache, alpha 0.15, {kind}:  {shown}")
-    return "\n".join(lines)
+def _recorders(
+    record: str, described: bool, guided: bool, lags: int, ticked: Callable[[], None]
+) -> list[Watcher | Calibrator]:
+    """Who looks on, in runs of its own each."""
+    recorders: list[Watcher | Calibrator] = []
+    if record != APART:
+        recorders.append(Watcher(described, guided, ticked))
+    if record != RUN and described:
+        recorders.append(Calibrator(lags, ticked))
+    return recorders
+
+
+def _stored(profile: Profile, name: str) -> tuple[Profile, str]:
+    """The profile under its name, and what to say of that. One that cannot be stored is as good for this run."""
+    try:
+        named = shelf.put(profile, name)
+    except CacheError as error:
+        return profile, f"Not stored: {error}."
+    return named, f"Stored as {named.about['name']}."
 
 
 def _version() -> str:

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from ..cache_core.coefficients import Calibration
-from ..cache_core.profile import Profile
 from ..cache_core.track import LaneKey, Seen
 from ..cache_core.types import (
     ATTENTION,
     MLP,
     SIGMA_TOLERANCE,
-    CacheError,
     Feature,
     Figures,
     Gate,
@@ -102,6 +100,11 @@ class Calibrator:
         self._seen: set[int] = set()
 
     @property
+    def trials(self) -> int:
+        """Evaluations that it makes a step."""
+        return 1 + 2 * self.lags
+
+    @property
     def method(self) -> Method:
         """Nothing is skipped but what is ordered."""
         rules = tuple(
@@ -159,14 +162,12 @@ class Calibrator:
         _add(self._sizes[kind, step, layer], size, size)
         kept.append((step, value))
 
-    def profile(self, about: Mapping[str, Any]) -> Profile:
+    def tables(self) -> dict[str, Tensor]:
         """What was recorded, once every sample is done."""
         total, samples = len(self.sigmas), len(self.noise)
         layers = 1 + max((layer for _, _, layer in self._sizes), default=-1)
         if not layers or not samples:
-            raise CacheError(
-                "nothing was recorded: this model's blocks are not described here, so there are no modules"
-            )
+            return {}
         tables = {"sigmas": torch.tensor(self.sigmas)}
         for kind in KINDS:
             change = torch.full((self.lags, total, layers), torch.nan)
@@ -183,7 +184,7 @@ class Calibrator:
                     if which == kind:
                         noise[lag - 1, step, sample] = float(ratio)
             tables |= {f"{kind}.change": change, f"{kind}.norm": norm, f"{kind}.noise": noise}
-        return Profile({**about, "samples": samples, "steps": total}, tables)
+        return tables
 
     def _step(self, levels: Tensor, sigma: float) -> int:
         """Which step of the run, found by its noise level."""

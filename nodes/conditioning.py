@@ -98,6 +98,12 @@ def passes(key: LaneKey) -> Hashable:
     return (*chunk.conditioning[:-1], len(chunk.patches), key.flags)  # all but the window's frames
 
 
+def side(key: LaneKey) -> int:
+    """Which side of guidance a chunk of a model call is of: 0 the positive, 1 the negative prompt."""
+    chunk: Any = key
+    return int(chunk.conditioning[2])
+
+
 def moving_windows(handler: Any) -> str:
     """The name of a context handler's schedule whose windows are others at every step, or an empty string."""
     name = str(getattr(getattr(handler, "context_schedule", None), "name", ""))

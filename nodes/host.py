@@ -35,11 +35,11 @@ import comfy.patcher_extension
 import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
-from ..cache_core.profile import Profile
+from ..cache_core.parameters import Published
 from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import LaneKey, Observe, Track
-from ..cache_core.types import ATTENTION, MODEL, CacheError, Place, Schedule
+from ..cache_core.types import ATTENTION, MODEL, Place, Schedule
 from .conditioning import (
     Flags,
     control_slots,
@@ -53,6 +53,7 @@ from .conditioning import (
     takes_turns,
     weights,
 )
+from .learned import Learned, built
 from .live import Live, page
 from .pieces import Piece
 from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
@@ -108,16 +109,20 @@ class Attachment:
     method: Method
     node_id: str | None
     observe: Observe | None = None
+    learned: Learned | None = None
 
 
-def attach(model: Any, method: Method, node_id: str | None, observe: Observe | None = None) -> Any:
+def attach(
+    model: Any, method: Method, node_id: str | None, observe: Observe | None = None, learned: Learned | None = None
+) -> Any:
     """A clone of a ModelPatcher on which `method` runs; an earlier attachment of ours is replaced, not stacked.
-    `observe` is told of every feature, computed or standing in (the bench and the calibrator look on this way).
+    `observe` is told of every feature, computed or standing in (the bench and the calibrator look on this way);
+    `learned`: the profile that the method follows.
 
     On a ComfyUI without these hooks the model comes back as it is: a workflow that worked keeps working.
     """
     try:
-        return _attach(model, Attachment(method, node_id, observe))
+        return _attach(model, Attachment(method, node_id, observe, learned))
     except Exception:
         LOG.warning("SpectralCache cannot be attached on this ComfyUI; the model is sampled without it.", exc_info=True)
         return model
@@ -171,16 +176,17 @@ def fingerprint(model: Any) -> tuple[str, str]:
     return architecture.name, f"{architecture.name}, {len(slots)} blocks of {width}"
 
 
-def fitting(model: Any, profile: Any) -> Profile | None:
-    """The profile, if it is of this model. Raises `CacheError` with the reason otherwise."""
-    if profile is None:
-        return None
-    if not isinstance(profile, Profile):
-        raise CacheError(f"profile is {type(profile).__name__}; connect Cache Calibrate")
-    refusal = profile.refusal(fingerprint(model)[1])
-    if refusal:
-        raise CacheError(f"the profile cannot be used: {refusal}; calibrate again")
-    return profile
+def shift(model: Any) -> float:
+    """By how much a ModelPatcher's noise levels are shifted; 0 where its sampling knows no shift."""
+    return float(getattr(model.get_model_object("model_sampling"), "shift", 0.0) or 0.0)
+
+
+def apply(model: Any, published: Published, profile: Any, params: Mapping[str, Any], node_id: str | None) -> Any:
+    """A clone on which a published method runs with these parameters, and with what came in as its profile. Raises
+    `CacheError` on values that no run could use.
+    """
+    method, learned = built(fingerprint(model)[1], published, profile, params)
+    return attach(model, method, node_id, learned=learned)
 
 
 # the run --------------------------------------------------------------------------------------------------------------
@@ -373,12 +379,18 @@ def _start(
     given: _Given,
 ) -> Run:
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
-    method, model = attachment.method, guider.model_patcher.model
+    method, model, learned = attachment.method, guider.model_patcher.model, attachment.learned
+    sides = tuple(getattr(given.noise, "shape", ()))[2:]
+    refusal = learned.refusal(*_kind(sampler), getattr(guider, "cfg", None), _stochastic, sides) if learned else ""
+    if learned is not None and refusal:
+        method = learned.plain or method
     bare = _bare(model.diffusion_model)
     architecture = architecture_of(bare)
     name = architecture.name if architecture else type(bare).__name__
     recorder = Recorder(method.name, method.params, name, "", len(levels) - 1, counted=method.counted)
     recorder.unheard = partial(RUNS.unheard, _place())
+    if learned is not None and learned.profile is not None and not refusal:
+        recorder.profile = learned.profile.title
     flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
     seen = given.denoise_mask is None
@@ -390,7 +402,7 @@ def _start(
     run = Run(session, Live(recorder, page(attachment.node_id)), branches, _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler, run.noisy = _noisy_name(sampler) or _sampler_names(sampler)[0], bool(_noisy_name(sampler))
+    run.sampler, run.noisy = _kind(sampler)
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
     if run.tiled and run.sites_in_calls and session.parts is None:
@@ -400,6 +412,11 @@ def _start(
     recorder.site = kinds[0] if kinds else MODEL.kind
     if method.never:
         return run
+    if learned is not None and refusal:
+        if learned.plain is None and learned.profile is not None:
+            warn(session, f"{refusal}; {method.name} cannot do without, so the run goes on uncached")
+        elif recorder.note(refusal) and recorder.unheard(refusal):
+            LOG.warning("SpectralCache: %s.", refusal)
     for obstacle in _obstacles(sampler, levels, model_options, bare):
         warn(session, obstacle)
     if session.active and not piece.goes_on and (few := _too_few(len(levels) - 1)):
@@ -572,6 +589,12 @@ def _noisy_name(sampler: Any) -> str:
     names = _sampler_names(sampler)
     churned = names[0] if _churns(sampler) else ""
     return next((name for name in names if _stochastic(name)), churned)
+
+
+def _kind(sampler: Any) -> tuple[str, bool]:
+    """The sampler's name, and whether it is said to add noise of its own."""
+    noisy = _noisy_name(sampler)
+    return noisy or _sampler_names(sampler)[0], bool(noisy)
 
 
 def _churns(thing: Any, depth: int = 0) -> bool:

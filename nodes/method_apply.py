@@ -71,13 +71,9 @@ class SpectralCacheMethodApply(io.ComfyNode):
         """Checks everything again, since linked values are only known now."""
         try:
             published, params = _chosen(method, parameters)
-            built = published(host.fitting(model, profile) if published.profiled else None, **params)
+            return io.NodeOutput(host.apply(model, published, profile, params, cls.hidden.unique_id))
         except CacheError as error:
             raise CacheError(f"{NAME}: {error}") from None
-        if profile is not None and not published.profiled:
-            host.LOG.warning("SpectralCache: %s uses no profile; the one that is connected changes nothing.",
-                             published.title)  # fmt: skip
-        return io.NodeOutput(host.attach(model, built, cls.hidden.unique_id))
 
 
 def _chosen(method: Any, parameters: str | None) -> tuple[Published, dict[str, Any]]:

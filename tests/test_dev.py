@@ -34,6 +34,8 @@ posix = pytest.mark.skipif(os.name == "nt", reason="uses shell scripts and signa
 def sealed(tmp_path, monkeypatch):
     """No test sees this machine's settings or cache, or gets as far as the network."""
     seal(tmp_path, monkeypatch)
+    for name in dev.ONE_THREAD:  # a run of everything sets them for its children
+        monkeypatch.setenv(name, "1")
 
 
 def script(path, text):
@@ -78,7 +80,7 @@ def test_the_environment_is_found_again_until_something_pinned_changes(monkeypat
 def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypatch):
     runs = []
 
-    def set_up(_version, _python, source, environment):
+    def set_up(_version, _python, source, environment, _lender=None):
         runs.append(environment)
         setup_host.python_in(environment).parent.mkdir(parents=True, exist_ok=True)
         setup_host.python_in(environment).touch()
@@ -242,6 +244,10 @@ def test_tools_come_after_the_hosts_packages_and_the_clone_stays_off_the_path(tm
 # --- tests ----------------------------------------------------------------------------------------------------------
 
 
+def process(name, code=0):
+    return [sys.executable, "-c", f"import sys; print('{name}\\n== {name}'); sys.exit({code})"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "core", "hosted", "options"),
     [
@@ -259,12 +265,9 @@ def test_each_test_goes_to_its_own_process(arguments, core, hosted, options, mon
     assert options is None or found == options
 
 
-def test_only_a_run_of_everything_shares_the_host_tests(monkeypatch):
-    ran = []
-    monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: ran.append(commands) or 0)
-    for arguments in ([], ["tests"], ["-x"]):
-        dev.run_pytest(HOST, arguments)
-    everything, *others = [[set(dev.WORKERS) <= set(command) for command in commands] for commands in ran]
+def test_only_a_run_of_everything_shares_the_host_tests():
+    commands = [dev.pytest_commands(HOST, arguments) for arguments in ([], ["tests"], ["-x"])]
+    everything, *others = [[set(dev.WORKERS) <= set(command) for command in each] for each in commands]
     assert everything == [False, True] and not any(found for each in others for found in each)
 
 
@@ -272,9 +275,6 @@ def test_only_a_run_of_everything_shares_the_host_tests(monkeypatch):
     ("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((2, 1), 2), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((5, 1), 1)]
 )
 def test_the_output_ends_in_all_summaries(codes, expected, capfdbinary):
-    def process(name, code):
-        return [sys.executable, "-c", f"import sys; print('{name}\\n== {name}'); sys.exit({code})"]
-
     assert dev.run_in_turn([process("core", codes[0]), process("host", codes[1])], HOST) == expected
     assert capfdbinary.readouterr().out.split(b"\n") == [b"core", b"host", b"== host", b"== core", b""]
 
@@ -284,9 +284,43 @@ def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
     for name, code in (("run_ruff", 0), ("run_mypy", 2), ("run_validation", 1)):
         monkeypatch.setattr(dev, name, lambda _host, name=name, code=code: ran.append(name) or code)
-    monkeypatch.setattr(dev, "run_pytest", lambda _host, arguments: ran.append(arguments) or 1)
-    assert dev.main(["test"]) == 2 and ran == ["run_ruff", "run_mypy", "run_validation", []]
+    monkeypatch.setattr(dev, "pytest_commands", lambda _host, rest: ran.append(rest) or [process("core"), process("h")])
+    monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: 1)
+    assert dev.main(["test"]) == 2 and sorted(ran[1:]) == ["run_mypy", "run_ruff", "run_validation"] and ran[0] == []
     assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[4:] == [["-x", "tests/core"]]
+
+
+MEETING = """
+import pathlib, sys, time
+name, mine, other, code = sys.argv[1:]
+print(name, flush=True)
+pathlib.Path(mine).touch()
+end = time.monotonic() + 60
+while not pathlib.Path(other).exists():
+    time.sleep(0.1)
+    if time.monotonic() > end:
+        sys.exit(9)
+print("==", name)
+sys.exit(int(code))
+"""
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((2, 0), 2), ((2, 1), 2)])
+def test_the_host_tests_run_beside_the_others_and_are_shown_last(codes, expected, tmp_path, monkeypatch, capfdbinary):
+    """Each of the two waits for the other: run in turn, neither would end."""
+    for name in ("run_ruff", "run_mypy", "run_validation"):
+        monkeypatch.setattr(dev, name, lambda _host: 0)
+    for name in dev.ONE_THREAD:
+        monkeypatch.delenv(name)
+    ours, theirs = tmp_path / "core", tmp_path / "host"
+    commands = [
+        [sys.executable, "-c", MEETING, "core", str(ours), str(theirs), str(codes[0])],
+        [sys.executable, "-c", MEETING, "host", str(theirs), str(ours), str(codes[1])],
+    ]
+    monkeypatch.setattr(dev, "pytest_commands", lambda _host, _rest: commands)
+    assert dev.run_everything(HOST) == expected
+    assert capfdbinary.readouterr().out.split() == b"core host == host == core".split()
+    assert all(os.environ[name] == "1" for name in dev.ONE_THREAD)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ DRAWN[ROOT / "workflows" / "qwen_image_compare_auto.json"] = ("Qwen-Image", "wit
 DRAWN[ROOT / "workflows" / "flux_dev_feb.json"] = ("FLUX.1-dev", "half steps")
 COMPARED = ROOT / "workflows" / "flux_dev_compare_auto.json"
 SPEEDS = ROOT / "workflows" / "flux_dev_speeds_auto.json"
+MEASURED = ROOT / "workflows" / "flux_dev_measure_auto.json"
 SHOWN: dict[str, tuple[str, Sequence[tuple[str, int]]]] = {
     "UNETLoader": ("Load Diffusion Model", (("", 0),)),
     "ModelSamplingAuraFlow": ("ModelSamplingAuraFlow", (("shift", 0),)),
@@ -197,14 +199,19 @@ def main() -> None:
             save(compose(full, fast, trace, NAMES[apply]), workflow)
         words = {
             word: make(cached(PICTURES[1], {**defaults(AUTO), "quality": word}, AUTO))
-            for word in ("Quality", "Balanced", "Draft")
+            for word in ("Quality", "Balanced", "Fast", "Draft")
         }
         trace = {word: json.loads(outputs["stats"]["trace"][0]) for word, (_, outputs) in words.items()}
         save(split(full[1], words["Balanced"][0], trace["Balanced"]), COMPARED)
         named = {
-            f"{word}: {trace[word]['computed']} of {trace[word]['steps']}": png for word, (png, _) in words.items()
+            word: (f"{word}: {trace[word]['computed']} of {trace[word]['steps']}", png)
+            for word, (png, _) in words.items()
         }
-        save(quarters({"every step": full[1], **named}), SPEEDS)
+        every = ("every step", full[1])
+        save(quarters(dict([every, *(named[word] for word in ("Quality", "Balanced", "Draft"))])), SPEEDS)
+        count = trace["Balanced"]["computed"]
+        fewer = (f"{count} plain steps", make(uncached(replace(PICTURES[1], steps=count)))[0])
+        save(quarters(dict([every, named["Balanced"], fewer, named["Fast"]])), MEASURED)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Without COMFYUI_PATH, a pinned ComfyUI and a virtual environment are made once, in a per-user cache outside the clone:
 
     <cache>/comfyui/<version>/     the host's unmodified source
-    <cache>/environments/<key>/    its Python; the key: host version, Python version, a hash of the pins
+    <cache>/environments/<key>/    its Python; the key: host version, Python version, a hash of the pins. An older
+                                   host's holds what differs from the default host's, and borrows the rest
     <cache>/tools/<key>/           developer tools that its Python lacks (tools.txt; ours has requirements.txt)
     <cache>/frontends/<version>/   another frontend than the host's own, for the browser tests
 
@@ -133,8 +134,9 @@ def _prepare(tools: bool) -> Host:
 
 
 def own_host(version: str, python: Python, tools: bool = False) -> Host:
-    """The pinned host in the cache, made on first use."""
+    """The pinned host in the cache, made on first use. The others borrow from the default one's environment."""
     cache = cache_folder()
+    lender = None if version == DEFAULT_HOST else own_host(DEFAULT_HOST, python)
     source = cache / "comfyui" / version
     environment = cache / "environments" / environment_key(version, python.version, REQUIREMENTS.read_text("utf-8"))
     marker = environment / "complete"
@@ -146,19 +148,22 @@ def own_host(version: str, python: Python, tools: bool = False) -> Host:
     if not ready():
         with only_one(cache):
             if not ready():
-                set_up(version, python, source, environment)
+                set_up(version, python, source, environment, lender)
                 marker.write_text(f"ComfyUI {version}, {python.name}, {' '.join(TORCH)}\n", "utf-8")
     return with_tools(host, list(pinned_tools(TOOLS).values()), python.version) if tools else host
 
 
-def set_up(version: str, python: Python, source: Path, environment: Path) -> None:
-    """Makes the virtual environment, fetches the host's source and installs what it needs."""
+def set_up(version: str, python: Python, source: Path, environment: Path, lender: Host | None = None) -> None:
+    """Makes the virtual environment, fetches the host's source and installs what it needs and the lender has not."""
     require_space(environment)
     say(f"Setting up ComfyUI {version} on {python.name}, once, in {environment.parent.parent}")
-    say("About 2.5 GB to download and 6 GB on disk with the CUDA build of torch (Linux), elsewhere a third of that.")
+    if lender is None:
+        say("About 2.5 GB to download and 6 GB on disk with the CUDA build of torch (Linux), else a third of that.")
     remove(environment)
     say("1/3 virtual environment")
     make_environment(python, environment)
+    if lender is not None:
+        borrow(lender.python, python_in(environment))
     say("2/3 ComfyUI's source (12 MB)")
     if not source.exists():
         fetch_source(HOSTS[version], python_in(environment), source)
@@ -216,6 +221,20 @@ def make_environment(python: Python, environment: Path) -> None:
             "and run the same command again."
         )
     raise SetupError(f"{python.path} could not make a virtual environment in {environment} ({last_word(output)}).")
+
+
+def borrow(lender: Path, borrower: Path) -> None:
+    """Lets an environment import what another one holds, behind its own packages: pip installs what differs alone,
+    which saves an older ComfyUI the download of torch.
+    """
+    packages, own = (_site_packages(python) for python in (lender, borrower))
+    (own / "borrowed.pth").write_text(f"{packages}\n", "utf-8")
+
+
+def _site_packages(python: Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    answer = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return Path(answer.stdout.strip())
 
 
 def fetch_source(sdist: Sdist, python: Path, destination: Path) -> None:

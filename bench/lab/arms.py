@@ -17,7 +17,7 @@ from cache_core import methods, placement
 from cache_core.types import Method
 
 if TYPE_CHECKING:
-    from bench.lab.studio import Studio
+    from bench.lab.painter import Painter
 
 EULER = "euler"
 TWICE = ("heun", "dpm_2")
@@ -46,9 +46,14 @@ class Arm:
     quick: bool = field(default=False, kw_only=True)
     sampler: str = field(default=EULER, kw_only=True)
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         """For a pair whose full run has `steps` steps."""
         raise NotImplementedError
+
+    @property
+    def solver(self) -> str:
+        """The sampler that it runs on; `sampler` is its full run's."""
+        return self.sampler
 
     def version(self) -> str:
         """Of the code of ours that it goes through; nothing for arms without."""
@@ -66,7 +71,7 @@ class Plain(Arm):
 
     count: int
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         return SetUp(studio.model, self.count)
 
 
@@ -80,7 +85,7 @@ class Dense(Arm):
     def chosen(self, steps: int) -> list[int]:
         return places(steps, self.count, self.power)
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         return SetUp(studio.model, self.count, studio.sigmas(steps)[[*self.chosen(steps), steps]])
 
 
@@ -107,7 +112,7 @@ class Cached(Arm):
     def made(self) -> Method:
         return methods()[self.method](**self.params)
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         return SetUp(studio.lab.attach(studio.model, self.made()), steps)
 
     def version(self) -> str:
@@ -127,7 +132,7 @@ class Shipped(Arm):
     threshold: float
     repaired: bool = True
 
-    def set_up(self, studio: Studio, steps: int) -> SetUp:
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
         node = getattr(importlib.import_module("comfy_extras.nodes_easycache"), f"{self.kind}Node")
         guarded = studio.model.clone()
         if self.repaired:
@@ -140,6 +145,29 @@ class Shipped(Arm):
 
 def copied_input(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     return executor(x.clone(), *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class On(Arm):
+    """Another arm on another sampler, and on another scheduler, than the full run that it is compared with."""
+
+    arm: Arm
+    other: str
+    scheduler: str = "simple"
+
+    @property
+    def solver(self) -> str:
+        return self.other
+
+    def set_up(self, studio: Painter, steps: int) -> SetUp:
+        model, count, _ = self.arm.set_up(studio, steps)
+        return SetUp(model, count, studio.sigmas(count, self.scheduler))
+
+    def version(self) -> str:
+        return self.arm.version()
+
+    def key(self) -> str:
+        return json.dumps([type(self).__name__, self.arm.key(), self.other, self.scheduler])
 
 
 def evaluations(sampler: str, steps: int) -> int:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bench import ROOT
 from bench.host.provision import say
@@ -16,8 +16,13 @@ from bench.lab.grid import Group, rows, walk
 from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
 
+if TYPE_CHECKING:
+    from bench.lab.studio import Studio
+
 EVERY = 20
 """Seconds between two lines of progress."""
+MEASURED = "measured"
+"""The column of a CSV whose rows were made at different times: where each is from."""
 
 Rows = list[dict[str, str]]
 Report = Callable[[Rows, str], str]
@@ -50,14 +55,47 @@ def carry_out(
     report: Report,
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
+    beside: bool = False,
 ) -> int:
-    """One command: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the folder.
+    """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
+    folder.
 
-    `folder` is where they go unless --out says.
+    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`).
+    """
+    return written(
+        options, name, lambda table: measure(groups, table, options.share, options.side, beside), report, folder, also
+    )
+
+
+def carry_out_records(
+    options: argparse.Namespace,
+    name: str,
+    records: Callable[[Studio], Iterable[Record]],
+    methods: Iterable[str],
+    report: Report,
+    folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
+    `methods`: whose code it depends on.
+    """
+    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
+
+
+def written(
+    options: argparse.Namespace,
+    name: str,
+    make: Callable[[Path], str],
+    report: Report,
+    folder: Path | None = None,
+    also: Callable[[Rows, Path], None] | None = None,
+) -> int:
+    """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
+    nothing if there is no page yet.
     """
     out = options.out or folder or ROOT / "docs"
     table, page = out / f"{name}.csv", out / f"{name}.md"
-    about = provenance(page) if options.report else measure(groups, table, options.share, options.side)
+    about = provenance(page) if options.report else make(table)
     if about:
         found = read_csv(table)
         text = report(found, about)
@@ -68,32 +106,22 @@ def carry_out(
     return 0
 
 
-def write_out(
-    options: argparse.Namespace,
-    name: str,
-    records: Callable[[Any], Iterable[Record]],
-    report: Report,
-    methods: Iterable[str],
-) -> int:
-    """One command that makes its own records, of a `Studio`: `name`.csv, then from it alone `name`.md."""
+def keep(
+    records: Callable[[Studio], Iterable[Record]], file: Path, methods: Iterable[str], side: int | None = None
+) -> str:
+    """Writes the CSV as it grows, since some take an hour; returns the line on where the figures are from."""
     import torch
 
     from bench.lab import Lab, Studio
     from bench.lab.studio import SIDE
 
-    out = options.out or (quick_folder(options) if "quick" in options else None) or ROOT / "docs"
-    table, page = out / f"{name}.csv", out / f"{name}.md"
-    if options.report:
-        about = provenance(page)
-    else:
-        with torch.inference_mode():
-            studio = Studio(Lab(), options.side or SIDE)
-            write_csv(table, list(records(studio)))
-        about = origin(studio.lab.about(), methods)
-    text = report(read_csv(table), about)
-    page.write_text(text, encoding="utf-8")
-    print(text)
-    return 0
+    made: list[Record] = []
+    with torch.inference_mode():
+        studio = Studio(Lab(), side or SIDE)
+        for record in records(studio):
+            made.append(record)
+            write_csv(file, made)
+    return origin(studio.lab.about(), methods)
 
 
 def measure(
@@ -101,6 +129,7 @@ def measure(
     file: Path,
     share: str | None,
     side: int | None = None,
+    beside: bool = False,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share.
@@ -121,10 +150,24 @@ def measure(
                 say(f"{done} of {total} rows, {runner.made} runs made, {shown - started:.0f} s")
         if share:
             return ""
-        write_csv(file, rows(groups, runner.outcome))
-        about = runner.studio.lab.about()
-    cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
-    return origin(about, {arm.method for arm in cached if arm.method})
+        cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
+        about = origin(runner.studio.lab.about(), {arm.method for arm in cached if arm.method})
+        made = rows(groups, runner.outcome)
+        write_csv(file, joined(made, file, about) if beside else made)
+    return about
+
+
+def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list[Mapping[str, object]]:
+    """New rows in the place of those of the same steps, guidance and sampler, the file's others before them; each new
+    row says where it was measured, since they need not have been made in one go.
+    """
+
+    def of(row: Mapping[str, object]) -> tuple[object, ...]:
+        return int(str(row["steps"])), float(str(row["cfg"])), row["sampler"]
+
+    new = {of(row) for row in made}
+    kept = [row for row in read_csv(file) if of(row) not in new] if file.exists() else []
+    return [*({MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
 
 
 def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:

@@ -164,7 +164,7 @@ class Lab:
         sampler: str = "euler",
     ) -> Sampled:
         """One run with the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
-        first_block = model.model.diffusion_model.double_blocks[0] if self._flux(model) else _first_block(model)
+        first_block = _first_block(model)
         before = self.pack.RUNS.newest(lambda _: True)
         wall, started = time.perf_counter(), self.clock()
         ticker = Ticker(self.device)
@@ -181,19 +181,17 @@ class Lab:
         own = trace if trace is not before else None
         return Sampled(latent, ticker.seconds(), total, time.perf_counter() - wall, ticker.computed, own)
 
-    @staticmethod
-    def _flux(model: Any) -> bool:
-        return hasattr(model.model.diffusion_model, "double_blocks")
-
     def about(self) -> dict[str, str]:
         """Machine and versions, for the foot of a table."""
-        name = processor() if self.device == "cpu" else torch.cuda.get_device_name()
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''} of {os.cpu_count()} processors"
         version = module_at(Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").__version__
         return {
-            "machine": f"{name}, {self.threads} thread{'s' if self.threads > 1 else ''} of {os.cpu_count()} processors",
+            "machine": f"{processor() if self.device == 'cpu' else torch.cuda.get_device_name()}, {threads}",
             "versions": f"ComfyUI {version}, torch {torch.__version__}, Python {platform.python_version()}",
         }
 
 
 def _first_block(model: Any) -> Any:
-    return model.model.diffusion_model.transformer_blocks[0]
+    """The first block of the first list of blocks: what runs whenever the trunk does."""
+    lists = (each for each in model.model.diffusion_model.modules() if isinstance(each, torch.nn.ModuleList))
+    return next(blocks for blocks in lists if len(blocks))[0]

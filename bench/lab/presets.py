@@ -193,6 +193,7 @@ OTHERS: Mapping[str, list[Cached]] = {
     "fastercache": _swept("FasterCache (attention)", "fastercache", "interval", (2, 3, 4, 6), start_percent=0.1),
     "profilingdit": _profilingdit(),
     "cfg_cache": _cfg_cache(),
+    "prompttea": _swept("PromptTea", "prompttea", "threshold", (0.25, 0.4, 0.6, 0.8), threshold_simple=0.8),
     "dyncfg_cache": [
         *_swept("DynCFGCache", "dyncfg_cache", "threshold", (0.02, 0.2)),
         *_swept("DynCFGCache, difference", "dyncfg_cache", "threshold", (0.15, 0.3, 0.6), stand_in="difference"),

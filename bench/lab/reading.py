@@ -18,11 +18,16 @@ HEADING = (
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each number of steps and guidance, in the order of the file."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    """The rows of each number of steps, guidance and sampler, in the order of the file."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["steps"], row["cfg"]), []).append(row)
+        found.setdefault((row["steps"], row["cfg"], row["sampler"]), []).append(row)
     return list(found.values())
+
+
+def main_group(rows: Sequence[Row]) -> list[Row]:
+    """The group that rests on the most pairs; of equals the one with the most rows."""
+    return max(groups(rows), key=lambda group: (int(group[0]["pairs"]), len(group)))
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -74,18 +79,25 @@ def cells(row: Row) -> list[str]:
 
 
 def curve(rows: Sequence[Row], what: str = "psnr") -> list[tuple[float, float]]:
+    """Points (computed evaluations, quality) of rows that belong together."""
     return [(number(row["computed"]), number(row[what])) for row in rows]
 
 
-def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """PSNR of every family at T / budget computed evaluations, by interpolation between its presets, else blank; a
-    family that reaches no budget has no line.
+def curve_of(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
+    return curve([row for row in rows if row["family"] == family])
+
+
+def matched(
+    rows: Sequence[Row], places: Mapping[str, float] | None = None, heading: str = "PSNR at"
+) -> tuple[list[str], list[list[str]]]:
+    """PSNR of every family where so many evaluations are computed, by interpolation between its presets, else blank; a
+    family that reaches no place has no line. places: by what the columns are called; as given, the budgets.
     """
     steps = int(rows[0]["steps"])
-    heading = ["PSNR at", *(f"{budget:g}x ({steps / budget:.1f} computed)" for budget in BUDGETS)]
+    places = places or {f"{budget:g}x ({steps / budget:.1f} computed)": steps / budget for budget in BUDGETS}
     body = []
     for family, members in families(rows).items():
-        values = [at(curve(members), steps / budget) for budget in BUDGETS]
+        values = [at(curve(members), place) for place in places.values()]
         if any(value is not None for value in values):
             body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
-    return heading, body
+    return [heading, *places], body

@@ -1,4 +1,4 @@
-"""Makes runs of the small FLUX and measures them against the full run of their pair; finished ones come from the store.
+"""Makes runs of one model and measures them against the full run of their pair; finished ones come from the store.
 
 The full run of a pair is made anew in each process that has something to compare with it: that gives the pictures, and
 seconds from the same minutes.
@@ -6,7 +6,6 @@ seconds from the same minutes.
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 
 from bench.lab.arms import EULER, TWICE, Arm, Cached
 from bench.lab.lab import Sampled
+from bench.lab.painter import Painter
 from bench.lab.pairs import Pair
 from bench.lab.store import Outcome, Store, digest
-from bench.lab.studio import SIDE, WEIGHTS, Studio
+from bench.lab.studio import SIDE, Studio
 from cache_core.metrics import psnr, ssim
 from cache_core.trace import estimated_error
 from cache_core.types import ATTENTION, MLP
@@ -26,17 +26,16 @@ VERSION = "3"
 """Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
 
 
-def ground(studio: Studio) -> str:
-    """What every figure rests on, beside the code: weights, versions, size."""
-    weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
-    size = "" if studio.side == SIDE else f" {studio.side}"
-    return f"{VERSION} {weights} {studio.lab.about()['versions']}{size}"
+def ground(studio: Painter) -> str:
+    """What every figure rests on, beside the code: the model, versions, the size."""
+    size = f" {studio.side}" if isinstance(studio, Studio) and studio.side != SIDE else ""
+    return f"{VERSION} {studio.identity} {studio.lab.about()['versions']}{size}"
 
 
 class Runner:
     """One process's share of the bench."""
 
-    def __init__(self, studio: Studio, store: Store) -> None:
+    def __init__(self, studio: Painter, store: Store) -> None:
         self.studio, self.store, self._ground = studio, store, ground(studio)
         self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
@@ -44,24 +43,25 @@ class Runner:
 
     def outcome(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
         """One arm on one pair, where the full run has `steps`."""
-        key = self._key(arm, pair, steps)
+        key = self.key(arm, pair, steps)
         known = self.store.get(key)
         if known is None:
             known = self._measure(arm, pair, steps)
             self.store.put(key, known)
         return known
 
-    def _key(self, arm: Arm, pair: Pair, steps: int) -> str:
+    def key(self, arm: Arm, pair: Pair, steps: int) -> str:
         return digest([self._ground, arm.version(), arm.key(), repr(pair), str(steps)])
 
     def _measure(self, arm: Arm, pair: Pair, steps: int) -> Outcome:
         full, picture = self._full(pair, steps, arm.sampler)
         model, count, sigmas = arm.set_up(self.studio, steps)
-        run = self.studio.make(model, pair, count, sigmas, arm.sampler)
+        run = self.studio.make(model, pair, count, sigmas, arm.solver)
         if arm.sampler not in TWICE:
             self._check(arm, run)
         self.made += 1
         mine = self.studio.picture(run.latent)
+        theirs = self._seen(arm, pair, steps, mine)
         spread = float(full.latent.max() - full.latent.min())
         computed, evaluations = self._evaluations(run, arm.sampler)
         return Outcome(
@@ -73,9 +73,14 @@ class Runner:
             psnr=psnr(mine, picture),
             ssim=ssim(mine, picture),
             latent_psnr=psnr(run.latent, full.latent, spread),
-            latent_ssim=ssim(run.latent.movedim(1, -1), full.latent.movedim(1, -1), spread),
+            latent_ssim=ssim(_pictures(run.latent), _pictures(full.latent), spread),
             estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
+            exact=theirs,
         )
+
+    def _seen(self, arm: Arm, pair: Pair, steps: int, picture: torch.Tensor) -> float | None:
+        """Told of every picture that was made; may say its PSNR to a better one than the full run's."""
+        return None
 
     @staticmethod
     def _evaluations(run: Sampled, sampler: str) -> tuple[float, int]:
@@ -110,12 +115,22 @@ class Runner:
             if not self._warm:
                 self.studio.make(self.studio.model, pair, 4)  # loads the model, not timed
                 self._warm = True
-            runs = [self.studio.make(self.studio.model, pair, steps, None, sampler) for _ in range(2)]
-            if not torch.equal(runs[0].latent, runs[1].latent):
-                raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
-            runs[0].total = statistics.fmean(run.total for run in runs)
-            self._reference = (pair, steps, sampler, runs[0], self.studio.picture(runs[0].latent))
+            run = self._uncached(pair, steps, sampler)
+            self._reference = (pair, steps, sampler, run, self.studio.picture(run.latent))
         return self._reference[3], self._reference[4]
+
+    def _uncached(self, pair: Pair, steps: int, sampler: str) -> Sampled:
+        """The full run, twice: the seconds are the mean."""
+        runs = [self.studio.make(self.studio.model, pair, steps, None, sampler) for _ in range(2)]
+        if not torch.equal(runs[0].latent, runs[1].latent):
+            raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
+        runs[0].total = statistics.fmean(run.total for run in runs)
+        return runs[0]
+
+
+def _pictures(latent: torch.Tensor) -> torch.Tensor:
+    """b c h w, or a video's with t before h, to pictures b h w c."""
+    return latent.movedim(1, -1).flatten(0, -4)
 
 
 def _in_parts(trace: Mapping[str, Any]) -> bool:

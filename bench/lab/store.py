@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench import ROOT
 from bench.host.provision import cache_folder
@@ -32,7 +33,8 @@ METHODS = "cache_core/methods"
 class Outcome:
     """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
     processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
-    of the latent, inf and 1 where identical. note: why it stood down, or nothing.
+    of the latent, inf and 1 where identical. exact: PSNR of the picture to a converged one, where that was made;
+    note: why it stood down, or nothing.
     """
 
     computed: float
@@ -45,6 +47,7 @@ class Outcome:
     latent_psnr: float
     latent_ssim: float
     estimate: float | None = None
+    exact: float | None = None
     note: str = ""
 
 
@@ -81,19 +84,20 @@ def _siblings(tree: ast.Module) -> list[str]:
 
 
 class Store:
-    """A folder of finished runs."""
+    """A folder of finished runs, each a record of this kind."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or cache_folder() / "bench"
+    def __init__(self, folder: Path | None = None, kind: type[Any] = Outcome) -> None:
+        self.folder, self.kind = folder or cache_folder() / "bench", kind
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str) -> Outcome | None:
+    def get(self, key: str) -> Any:
+        """The record, or None."""
         try:
-            return Outcome(**json.loads((self.folder / f"{key}.json").read_text("utf-8")))
+            return self.kind(**json.loads((self.folder / f"{key}.json").read_text("utf-8")))
         except (OSError, ValueError, TypeError):  # absent, cut short, or of another version of the bench
             return None
 
-    def put(self, key: str, outcome: Outcome) -> None:
+    def put(self, key: str, outcome: Any) -> None:
         """Written beside and moved into place: a reader never sees half a file."""
         temporary = self.folder / f"{key}.{os.getpid()}.part"
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from typing import Any
 
-import torch
-
 from bench import ROOT
-from bench.lab.lab import Lab, Sampled, module_at
-from bench.lab.pairs import Pair
+from bench.lab.lab import Lab, module_at
+from bench.lab.painter import Encode, Painter
 
 WEIGHTS = ROOT / "bench" / "weights"
 SHIFT = 1.5
@@ -17,33 +16,25 @@ SIDE = 24
 """Height and width of the latents that the model was trained on."""
 
 
-class Studio:
-    """The small trained FLUX: pictures of its captions, from any model that is derived from it."""
+class Studio(Painter):
+    """The small trained FLUX: pictures of its captions."""
 
     def __init__(self, lab: Lab, side: int = SIDE) -> None:
-        self.lab, self.side = lab, side
+        self.side = side
+        file = WEIGHTS / "tiny_flux.safetensors"
         shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
-        plain = lab.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
-        (self.model,) = shifting.ModelSamplingAuraFlow().patch_aura(plain, SHIFT)
-        self.vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / "tiny_taef1.safetensors")))
-        self._words = module_at(ROOT / "tests" / "packs" / "stand_in" / "words.py")
+        (model,) = shifting.ModelSamplingAuraFlow().patch_aura(lab.comfy.sd.load_diffusion_model(str(file)), SHIFT)
+        vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / "tiny_taef1.safetensors")))
+        weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        super().__init__(lab, model, vae, captions(), (1, 16, side, side), weights)
 
-    def conditioning(self, text: str) -> list[Any]:
-        tokens, pooled = self._words.conditioning(text)
+
+def captions() -> Encode:
+    """Captions to conditioning, as the small models were trained: they have no text encoder."""
+    words = module_at(ROOT / "tests" / "packs" / "stand_in" / "words.py")
+
+    def encode(text: str) -> list[Any]:
+        tokens, pooled = words.conditioning(text)
         return [[tokens, {"pooled_output": pooled}]]
 
-    def make(
-        self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None, sampler: str = "euler"
-    ) -> Sampled:
-        """One run; the noise is the one that the seed gives in the host's own nodes."""
-        noise = self.lab.comfy.sample.prepare_noise(torch.zeros(1, 16, self.side, self.side), pair.seed)
-        positive, negative = self.conditioning(pair.prompt), self.conditioning("")
-        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed, sampler)
-
-    def picture(self, latent: torch.Tensor) -> torch.Tensor:
-        """b h w c, 0 to 1, float."""
-        return self.vae.decode(latent)
-
-    def sigmas(self, steps: int) -> torch.Tensor:
-        """The scheduler simple on the shifted schedule: T + 1 noise levels."""
-        return self.lab.comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", steps)
+    return encode

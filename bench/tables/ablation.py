@@ -15,7 +15,7 @@ from bench.lab.arms import Cached
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at
 from bench.lab.presets import FEWER, NO_CEB, NO_FDC, NO_TADS, fewer
-from bench.lab.reading import Row, cells, curve, families, over, sign
+from bench.lab.reading import Row, cells, curve, families, matched, over, sign
 from bench.lab.table import document, fixed, markdown, number
 
 STEPS, CFG, PAIRS = 20, 1.0, 12
@@ -56,16 +56,6 @@ def grid(pairs: int | None, quick: bool = False) -> list[Group]:
 
 def at_threshold(rows: Sequence[Row], threshold: float) -> list[Row]:
     return [row for row in rows if row["name"].endswith(f", {threshold:g}")]
-
-
-def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """PSNR of every combination at equal computed evaluations."""
-    heading = ["PSNR at", *(f"{place} computed" for place in PLACES)]
-    body = []
-    for family, members in families(rows).items():
-        values = [at(curve(members), place) for place in PLACES]
-        body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
-    return heading, body
 
 
 def twins(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -149,7 +139,7 @@ def report(rows: Sequence[Row], about: str) -> str:
         "## At equal computed evaluations",
         "Each combination over its thresholds, interpolated; thresholds that compute equally many are averaged; blank "
         "where none brackets it.",
-        markdown(*matched(rows)),
+        markdown(*matched(rows, {f"{place} computed": place for place in PLACES})),
         about,
     )
 

@@ -27,7 +27,7 @@ from bench.lab.presets import (
     fewer,
     method_arms,
 )
-from bench.lab.reading import Row, controls, over
+from bench.lab.reading import Row, controls, curve_of, groups, over
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.predictors import Hold
 from cache_core.types import Method
@@ -91,20 +91,16 @@ def grid(pairs: int | None, quick: bool = False) -> list[Group]:
     budgets = [arm for n in AUTO_COUNTS for arm in (auto(n), fewer(n), alike(n))]
     parts = [part(name, n) for name in PARTS for n in PART_COUNTS]
     best = [dense(n, power) for power in (1.3, 1.6) for n in (12, 10, 8)]
-    groups = [group(28, cfg, main, [*budgets, *best, *parts, *others]) for cfg in (1.0, 3.0)]
+    made = [group(28, cfg, main, [*budgets, *best, *parts, *others]) for cfg in (1.0, 3.0)]
     for steps, cfg in SIDES:
         counts = sorted({round(steps / budget) for budget in SIDE_BUDGETS}, reverse=True)
-        groups.append(group(steps, cfg, side, [a for n in counts for a in (auto(n, steps), fewer(n), alike(n))]))
+        made.append(group(steps, cfg, side, [a for n in counts for a in (auto(n, steps), fewer(n), alike(n))]))
     for sampler in SAMPLERS:
-        groups.append(group(28, 3.0, side, [auto(n) for n in (17, 12, 8)], sampler))
-    return groups
+        made.append(group(28, 3.0, side, [auto(n) for n in (17, 12, 8)], sampler))
+    return made
 
 
 # the report -----------------------------------------------------------------------------------------------------------
-
-
-def curve(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
-    return [(number(row["computed"]), number(row["psnr"])) for row in rows if row["family"] == family]
 
 
 def budget_table(rows: Sequence[Row]) -> str:
@@ -118,7 +114,7 @@ def budget_table(rows: Sequence[Row]) -> str:
     body = []
     for row in [row for row in rows if row["family"] == AUTO]:
         count, mine = number(row["computed"]), number(row["psnr"])
-        even, same = at(curve(rows, FEWER), count), at(curve(rows, ALIKE), count)
+        even, same = at(curve_of(rows, FEWER), count), at(curve_of(rows, ALIKE), count)
         if even is None and row["psnr_over_fewer"]:
             even = mine - number(row["psnr_over_fewer"])
         total = evaluations(row["sampler"], int(row["steps"]))
@@ -143,7 +139,7 @@ def main_showing(rows: Sequence[Row]) -> str:
         f"{name} at {count}"
         for name in (FEWER, ALIKE)
         for count, row in own.items()
-        for control in [at(curve(rows, name), count)]
+        for control in [at(curve_of(rows, name), count)]
         if control is not None and number(row["psnr"]) < control
     ]
     beaten = f"Behind a control: {', '.join(behind)}." if behind else "Behind neither control at any budget."
@@ -152,7 +148,7 @@ def main_showing(rows: Sequence[Row]) -> str:
 
 def margins(rows: Sequence[Row]) -> str:
     """Auto's curve read at every other cache's computed evaluations: the smallest margin over each family."""
-    mine = curve(rows, AUTO)
+    mine = curve_of(rows, AUTO)
     found: dict[str, list[float]] = {}
     for row in rows:
         family = row["family"]
@@ -176,16 +172,14 @@ def part_table(rows: Sequence[Row]) -> str:
 
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/auto.md."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["steps"], row["cfg"], row["sampler"]), []).append(row)
     parts = [
         "# SpectralCache Auto",
         "The small FLUX of this repository, scheduler simple, shift 1.5: PSNR of the picture in dB against the full "
         "run of the same prompt and seed; means over pairs with 95 % paired bootstrap intervals. The constants of the "
         "method were chosen on other prompts and seeds.",
     ]
-    for (steps, cfg, sampler), own in groups.items():
+    for own in groups(rows):
+        steps, cfg, sampler = (own[0][name] for name in ("steps", "cfg", "sampler"))
         main = (steps, sampler) == ("28", "euler")
         parts.append(f"## {sampler}, {steps} steps, CFG {number(cfg):g}, {own[0]['pairs']} pairs")
         if main:
@@ -212,5 +206,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    groups = grid(options.pairs, options.quick)
-    return fill.carry_out(options, "auto", groups, report, fill.quick_folder(options))
+    made = grid(options.pairs, options.quick)
+    return fill.carry_out(options, "auto", made, report, fill.quick_folder(options))

@@ -71,13 +71,13 @@ def sample(studio: Studio, pair: Pair, site: str | None, control: Any) -> Sample
     return studio.lab.sample(model, noise, *sides, pair.cfg, STEPS, seed=pair.seed)
 
 
-def measure(studio: Studio, pairs: int | None) -> Iterator[dict[str, object]]:
+def measure(studio: Studio, pairs: int) -> Iterator[dict[str, object]]:
     """One record a guidance, pair and way."""
     made: list[int] = []
     control = net(studio, made)
     sample(studio, Pair("", 0, 1.0), None, control)  # loads the model, not timed
     for cfg in GUIDANCE:
-        for text, seed in prompts(pairs or PAIRS):
+        for text, seed in prompts(pairs):
             full = None
             for way, site in WAYS.items():
                 made.clear()
@@ -130,4 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return fill.write_out(options, "controlnet", lambda studio: measure(studio, options.pairs), report, ["auto"])
+    def records(studio: Studio) -> Iterator[dict[str, object]]:
+        return measure(studio, options.pairs or PAIRS)
+
+    return fill.carry_out_records(options, "controlnet", records, ["auto"], report)

@@ -114,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return fill.write_out(
-        options, "estimate", lambda studio: measure(studio, options.pairs, options.quick), report, ["auto"]
-    )
+    def records(studio: Studio) -> Iterator[dict[str, object]]:
+        return measure(studio, options.pairs, options.quick)
+
+    return fill.carry_out_records(options, "estimate", records, ["auto"], report, fill.quick_folder(options))

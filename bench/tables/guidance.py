@@ -1,94 +1,85 @@
 """The negative prompt derived instead of evaluated, against fewer steps that cost as much.
 
-Cost is counted in evaluations of both prompts: one in which the negative is derived counts half. The control is the
-plain sampler's curve over its steps, read at that cost.
+Cost is counted in evaluations of both prompts: one in which the negative is derived counts half.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from bench import ROOT
-from bench.host.provision import say
-from bench.lab import Lab, Studio, fill
+from bench.lab import fill
 from bench.lab.arms import Arm, Cached
 from bench.lab.grid import Group, group
-from bench.lab.intervals import at, finite_mean
-from bench.lab.presets import AUTO, FEWER, PRESETS, fewer
-from bench.lab.reading import Row
-from bench.lab.runner import Runner
-from bench.lab.store import Outcome, Store
-from bench.lab.table import document, fixed, markdown, number, read_csv, write_csv
+from bench.lab.intervals import at
+from bench.lab.presets import AUTO, FEWER, NEED_GUIDANCE, PRESETS, fewer
+from bench.lab.reading import Row, curve_of, families, over, title
+from bench.lab.table import document, fixed, markdown, number
+from bench.lab.verdict import standing
 
-STEPS, CFG, PAIRS = 28, 3.0, 3
+STEPS, CFG, PAIRS = 28, 3.0, 8
 COUNTS = (6, 8, 10, 12, 16, 20, 24)
+DERIVE = f"{AUTO}, guidance derive"
 
 
 def auto(count: int, guidance: str) -> Cached:
-    name = AUTO if guidance == "follow" else f"{AUTO}, guidance derive"
+    name = AUTO if guidance == "follow" else DERIVE
     params = {"computed": count, "guidance": guidance, "site": "guided"}
     return Cached(name, f"{name}, {count} steps", method="auto", params=params)
 
 
 def arms() -> list[Arm]:
-    follow = [auto(count, "follow") for count in (8, 10, 12)]
-    derive = [auto(count, "derive") for count in (9, 12, 14)]
-    return [*(fewer(count) for count in COUNTS), *PRESETS["cfg_cache"], *follow, *derive]
+    follow = [auto(count, "follow") for count in (7, 8, 10, 12, 14)]
+    derive = [auto(count, "derive") for count in (9, 12, 14, 17)]
+    derived = [arm for name in NEED_GUIDANCE for arm in PRESETS[name]]
+    return [*(fewer(count) for count in COUNTS), *derived, *follow, *derive]
 
 
-def rows(g: Group, runner: Runner) -> list[dict[str, object]]:
-    """One line an arm: means over pairs. Made pair by pair, so that one full run serves all arms."""
-    found: list[list[Outcome]] = []
-    for i, pair in enumerate(g.pairs):
-        found.append([runner.outcome(arm, pair, g.steps) for arm in g.arms])
-        say(f"{i + 1} of {len(g.pairs)} pairs")
-    return [
-        {
-            "steps": g.steps, "cfg": g.cfg, "family": arm.family, "name": arm.name, "pairs": len(g.pairs),
-            "cost": statistics.fmean(o.computed for o in own), "speedup": statistics.median(o.speedup for o in own),
-            "psnr": finite_mean([o.psnr for o in own]), "ssim": statistics.fmean(o.ssim for o in own),
-        }
-        for arm, own in zip(g.arms, zip(*found, strict=True), strict=True)
-    ]  # fmt: skip
+def grid(pairs: int | None) -> list[Group]:
+    return [group(STEPS, CFG, pairs or PAIRS, arms())]
 
 
-def curve(rows: Sequence[Row], family: str) -> list[tuple[float, float]]:
-    return [(number(row["cost"]), number(row["psnr"])) for row in rows if row["family"] == family]
+def over_auto(rows: Sequence[Row], row: Row) -> float | None:
+    """Auto's own curve read at the row's cost: it can save the same by computing fewer steps."""
+    level = at(curve_of(rows, AUTO), number(row["computed"]))
+    return None if level is None or row["family"] == AUTO else number(row["psnr"]) - level
 
 
-def derive_showing(rows: Sequence[Row]) -> str:
-    """Whether deriving is worth it beside Auto, which can compute fewer steps instead."""
-    told = []
-    for row in rows:
-        plain = at(curve(rows, AUTO), number(row["cost"]))
-        if row["family"] != AUTO and row["family"].startswith(AUTO) and plain is not None:
-            told.append(f"{number(row['psnr']) - plain:+.1f} dB at {number(row['cost']):g}")
-    return f"Auto with guidance derive against Auto as it is, at equal cost: {'; '.join(told) or 'not comparable'}."
+def sentences(rows: Sequence[Row]) -> Iterator[str]:
+    """Each way to derive against fewer steps, and Auto's against Auto as it is."""
+    for family, members in families(rows).items():
+        if family != FEWER:
+            yield f"{family}: {standing(members)}"
+    told = [(number(row["computed"]), gain) for row in rows
+            if row["family"] == DERIVE and (gain := over_auto(rows, row)) is not None]  # fmt: skip
+    if not told:
+        yield "Auto with guidance derive and Auto as it is never cost the same, so they cannot be compared."
+        return
+    listed = ", ".join(f"{gain:+.1f} dB at {cost:.1f}" for cost, gain in told)
+    wins = sum(gain > 0 for _, gain in told)
+    advice = "derive is worth it here" if wins == len(told) else "follow stays the default" if wins else "leave it off"
+    yield f"Auto with guidance derive against Auto as it is, at equal cost: {listed}; so {advice}."
 
 
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/guidance.md."""
-    heading = ["", "cost", "speed-up", "PSNR", "SSIM", "over fewer steps", "over Auto as it is"]
-    body, ahead, told = [], 0, 0
+    heading = ["", "cost", "speed-up", "PSNR", "SSIM", "PSNR over fewer steps", "PSNR over Auto as it is"]
+    body = []
     for row in rows:
-        place, mine = number(row["cost"]), number(row["psnr"])
-        controls = [at(curve(rows, family), place) for family in (FEWER, AUTO)]
-        over = ["" if c is None or row["family"] == f else fixed(mine - c, 1, sign=True)
-                for c, f in zip(controls, (FEWER, AUTO), strict=True)]  # fmt: skip
-        if row["family"] != FEWER and controls[0] is not None:
-            told, ahead = told + 1, ahead + (mine > controls[0])
-        cells = [fixed(place, 1), f"{fixed(number(row['speedup']), 2)}x", fixed(mine, 1), fixed(number(row["ssim"]), 3)]
-        body.append([row["name"], *cells, *over])
-    first = rows[0]
+        gain = over_auto(rows, row)
+        body.append([
+            row["name"], fixed(number(row["computed"]), 1), f"{fixed(number(row['speedup']), 2)}x",
+            fixed(number(row["psnr"]), 1), fixed(number(row["ssim"]), 3), over(row, "psnr_over_fewer", 1),
+            "" if gain is None or row["family"] == FEWER else fixed(gain, 1, sign=True),
+        ])  # fmt: skip
     return document(
         "# The negative prompt, derived",
-        f"The small FLUX of this repository, euler, {first['steps']} steps, CFG {number(first['cfg']):g}, "
-        f"pairs of prompt and seed: {first['pairs']}. PSNR of the picture in dB against the full run. Cost counts "
-        "evaluations of both prompts; one in which the negative's result is derived counts half. Over fewer steps: "
-        "against the plain sampler's curve, read at the same cost.",
-        f"{ahead} of {told} rows come closer to the full run than fewer steps at equal cost. {derive_showing(rows)}",
+        f"The small FLUX of this repository, euler, {title(rows)}. PSNR of the picture in dB against the full run. "
+        "Cost counts evaluations of both prompts; one in which the negative's result is derived counts half. Over "
+        "fewer steps: the mean of paired differences to the plain sampler at the same cost (the next whole number of "
+        "steps), with its 95 % bootstrap interval over pairs. Over Auto as it is: against its curve, read at the same "
+        "cost.",
+        " ".join(sentences(rows)),
         markdown(heading, body),
         about,
     )
@@ -99,18 +90,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import torch
-
-    out = options.out or ROOT / "docs"
-    table, page = out / "guidance.csv", out / "guidance.md"
-    if options.report:
-        about = fill.provenance(page)
-    else:
-        with torch.inference_mode():
-            runner = Runner(Studio(Lab()), Store())
-            write_csv(table, rows(group(STEPS, CFG, options.pairs or PAIRS, arms()), runner))
-            about = fill.origin(runner.studio.lab.about(), {"auto", "cfg_cache"})
-    text = report(read_csv(table), about)
-    page.write_text(text, encoding="utf-8")
-    print(text)
-    return 0
+    return fill.carry_out(options, "guidance", grid(options.pairs), report)

@@ -16,9 +16,8 @@ import torch
 from bench.lab import fill
 from bench.lab.arms import Arm, Cached, SetUp
 from bench.lab.grid import Group, group
-from bench.lab.intervals import at
 from bench.lab.presets import FEWER, auto, fewer
-from bench.lab.reading import Row, cells, curve, families, over
+from bench.lab.reading import Row, cells, matched, over
 from bench.lab.table import document, markdown
 from cache_core.methods.feb_cache import RELEASED
 from cache_core.outputs import noise_scale
@@ -69,17 +68,6 @@ def grid(pairs: int | None) -> list[Group]:
     return [group(STEPS, cfg, pairs or PAIRS, arms()) for cfg in GUIDANCE]
 
 
-def matched(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """PSNR of each at equal work."""
-    heading = ["PSNR at the work of", *(f"{place} steps" for place in PLACES)]
-    body = []
-    for family, members in families(rows).items():
-        values = [at(curve(members), place) for place in PLACES]
-        if any(value is not None for value in values):
-            body.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
-    return heading, body
-
-
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/halves.md."""
     heading = ("", "work, in steps", "speed-up", "PSNR", "SSIM", "PSNR over fewer steps")
@@ -87,7 +75,8 @@ def report(rows: Sequence[Row], about: str) -> str:
     for cfg in GUIDANCE:
         mine = [row for row in rows if float(row["cfg"]) == cfg]
         shown = [[*cells(row)[:5], over(row, "psnr_over_fewer", 1)] for row in mine if row["family"] != FEWER]
-        parts += [f"## CFG {cfg:g}", markdown(*matched(mine)), markdown(heading, shown)]
+        at_work = matched(mine, {f"{place} steps": place for place in PLACES}, "PSNR at the work of")
+        parts += [f"## CFG {cfg:g}", markdown(*at_work), markdown(heading, shown)]
     return document(
         "# Half steps",
         f"FEB-Cache's table and its scaling of the noise, apart and together, on the small FLUX: {STEPS} steps, Euler, "

@@ -55,7 +55,7 @@ A method that needs blocks works on FLUX.1 and Qwen-Image; on another model it s
 |---|---|
 | **model** | The model to speed up. |
 | **method** | Which method. Its inputs are below. |
-| **profile** | What *Cache Calibrate* learned: feb_cache, smoothcache and learning_to_cache follow it. |
+| **profile** | What *Cache Calibrate* learned of this model: its tooltip names the methods that follow it. |
 
 An older ComfyUI shows no inputs that depend on the method. There **parameters** takes them as JSON, such as
 `{"threshold": 0.4}`; what is not named keeps its default.

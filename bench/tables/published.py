@@ -1,26 +1,24 @@
-"""The published methods from careful to draft beside fewer steps, and the tables of SpectralCache's paper again.
+"""The tables of SpectralCache's paper again: FBCache, TeaCache, FastCache and SpectralCache at its settings.
 
-Its Tables 1 and 2 (2603.05315: FLUX.1-schnell, 512², 20 steps) at the same settings on the small FLUX. There and here
-everything is held against the full run of the same model.
+Its Tables 1 and 2 (2603.05315: FLUX.1-schnell, 512², 20 steps) on the small FLUX. There and here everything is held
+against the full run of the same model. Every family from careful to draft is in `bench quality`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.lab import fill
 from bench.lab.arms import Arm, Cached
 from bench.lab.grid import Group, group
-from bench.lab.presets import OTHERS, PRESETS, auto, fewer
-from bench.lab.reading import HEADING, Row, cells, groups, matched, title
+from bench.lab.presets import FEWER, fewer
+from bench.lab.reading import Row, over, title
 from bench.lab.table import document, fixed, markdown, number
 
-STEPS, CFG, PAIRS = 28, 3.0, 8
-FEWER_COUNTS = (4, 5, 6, 7, 9, 10, 12, 14, 17, 19, 23)
-AUTO_COUNTS = (20, 14, 10, 8, 6, 5)
-PAPER_STEPS, PAPER_CFG = 20, 1.0
+STEPS, CFG, PAIRS = 20, 1.0, 24
+FEWER_COUNTS = (4, 5, 6, 7, 8, 10, 12, 15)
 
 
 class Line(NamedTuple):
@@ -49,68 +47,76 @@ PAPER = (
 
 
 def grid(pairs: int | None, quick: bool = False) -> list[Group]:
-    """`quick`: one pair of the paper's settings alone."""
-    paper: list[Arm] = [line.arm for line in PAPER if line.arm]
-    again = group(PAPER_STEPS, PAPER_CFG, pairs or (1 if quick else PAIRS), [fewer(5), fewer(10), *paper])
-    if quick:
-        return [again]
-    published = [arm for name in OTHERS for arm in PRESETS[name]]
-    arms = [*(fewer(n) for n in FEWER_COUNTS), *(auto(n) for n in AUTO_COUNTS), *published]
-    return [group(STEPS, CFG, pairs or PAIRS, arms), again]
+    """`quick`: one pair, fewer controls."""
+    arms: list[Arm] = [line.arm for line in PAPER if line.arm]
+    controls = [fewer(count) for count in (FEWER_COUNTS[1::4] if quick else FEWER_COUNTS)]
+    return [group(STEPS, CFG, pairs or (1 if quick else PAIRS), [*controls, *arms])]
+
+
+def measured(rows: Sequence[Row]) -> list[tuple[Line, Row]]:
+    """The paper's lines that skip, each with our row."""
+    by_name = {row["name"]: row for row in rows}
+    return [(line, by_name[line.arm.name]) for line in PAPER if line.arm and line.arm.name in by_name]
 
 
 def paper_table(rows: Sequence[Row]) -> str:
     """The paper's lines, and ours at the same settings."""
     heading = ["", "speed-up, paper", "here", "computed of 20", "PSNR, paper", "here", "SSIM, paper", "here",
                "LPIPS, paper", "PSNR over fewer steps, here"]  # fmt: skip
-    body = []
-    for line in PAPER:
-        row = next((row for row in rows if line.arm and row["name"] == line.arm.name), None)
-        says = [None if line.psnr is None else f"{line.psnr:.2f}", line.ssim and f"{line.ssim:.3f}"]
-        if row is None:
-            body.append([line.name, f"{line.speedup:.2f}x", "1.00x", str(PAPER_STEPS), *[""] * 6])
-            continue
-        mine = (f"{fixed(number(row['speedup']), 2)}x", fixed(number(row["computed"]), 1))
+    body = [["No Cache", "1.00x", "1.00x", str(STEPS), *[""] * 6]]
+    for line, row in measured(rows):
         body.append([
-            f"{line.name} {line.arm.params['threshold']:g}" if line.arm else line.name, f"{line.speedup:.2f}x", *mine,
-            says[0] or "", fixed(number(row["psnr"]), 1), says[1] or "", fixed(number(row["ssim"]), 3),
-            f"{line.lpips:.3f}", fixed(number(row["psnr_over_fewer"]), 1, sign=True),
+            row["name"], f"{line.speedup:.2f}x", f"{fixed(number(row['speedup']), 2)}x",
+            fixed(number(row["computed"]), 1), f"{line.psnr:.2f}", fixed(number(row["psnr"]), 1), f"{line.ssim:.3f}",
+            fixed(number(row["ssim"]), 3), f"{line.lpips:.3f}", over(row, "psnr_over_fewer", 1),
         ])  # fmt: skip
     return markdown(heading, body)
 
 
+def orders(rows: Sequence[Row]) -> str:
+    """Whether the order of the paper's lines is found again."""
+    lines = measured(rows)
+    told = [_order("By speed-up", lines, lambda line: line.speedup, lambda row: number(row["speedup"])),
+            _order("By PSNR", lines, lambda line: line.psnr or 0.0, lambda row: number(row["psnr"]))]  # fmt: skip
+    return " ".join(told)
+
+
+def _order(
+    what: str, lines: Sequence[tuple[Line, Row]], says: Callable[[Line], float], is_: Callable[[Row], float]
+) -> str:
+    paper = [line.name for line, _ in sorted(lines, key=lambda pair: -says(pair[0]))]
+    here = [line.name for line, _ in sorted(lines, key=lambda pair: -is_(pair[1]))]
+    if paper == here:
+        return f"{what} the order is the paper's: {', '.join(here)}."
+    return f"{what} the paper has {', '.join(paper)}; here it is {', '.join(here)}."
+
+
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/published.md."""
-    parts = [
-        "# The published methods",
-        "The small FLUX of this repository, euler, scheduler simple, shift 1.5, against the full run of the same "
-        "prompt and seed. It tells methods apart under equal conditions; it does not say how FLUX.1 looks at these "
-        "settings.",
-    ]
-    for found in groups(rows):
-        if int(found[0]["steps"]) == PAPER_STEPS:
-            parts += [
-                f"## SpectralCache's paper, Tables 1 and 2: {title(found)}",
-                paper_table(found),
-                "The paper's figures are for FLUX.1-schnell on a GPU, ten pictures at one seed; ours for the small "
-                "model, so only the order and the ratios can be compared. LPIPS is not measured here. A skip costs a "
-                "larger share on a model this small, and FastCache a decision at every block: its speed-up here is "
-                "below the share of the work it leaves out.",
-            ]
-            continue
-        parts += [
-            f"## {title(found)}",
-            "PSNR in dB at matched budgets (interpolated between a family's settings, blank where none brackets it):",
-            markdown(*matched(found)),
-            markdown(HEADING, [cells(row) for row in found]),
-        ]
-    parts += [
-        "Computed: evaluations, of FastCache by the share of the blocks that ran. PSNR and SSIM over fewer steps: the "
-        "mean of paired differences to the plain sampler with as many steps as were computed for that pair, the next "
-        "whole number, with its 95 % bootstrap interval over pairs. Speed-up: processor seconds, median over pairs.",
+    plain = [row for row in rows if row["family"] == FEWER]
+    heading = ["", "speed-up", "PSNR", "SSIM"]
+    return document(
+        "# The paper's tables again",
+        f"SpectralCache's Tables 1 and 2 (arXiv 2603.05315), {title(rows)}: the small FLUX of this repository, euler, "
+        "scheduler simple, shift 1.5, against the full run of the same prompt and seed.",
+        paper_table(rows),
+        orders(rows),
+        "The paper's figures are for FLUX.1-schnell on a GPU, ten pictures at one seed; ours for the small model, so "
+        "only the order and the ratios can be compared. LPIPS is not measured here. A skip costs a larger share on a "
+        "model this small, and FastCache a decision at every block: its speed-up here is below the share of the work "
+        "that it leaves out.",
+        "Simply using fewer steps:",
+        markdown(heading, [
+            [row["name"], f"{fixed(number(row['speedup']), 2)}x", fixed(number(row["psnr"]), 1),
+             fixed(number(row["ssim"]), 3)]
+            for row in plain
+        ]),
+        "Every published method from careful to draft: [quality.md](quality.md). Computed: evaluations, of FastCache "
+        "by the share of the blocks that ran. PSNR over fewer steps: the mean of paired differences to the plain "
+        "sampler with as many steps as were computed for that pair, the next whole number, with its 95 % bootstrap "
+        "interval over pairs. Speed-up: processor seconds, median over pairs.",
         about,
-    ]
-    return document(*parts)
+    )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,5 +125,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    groups_ = grid(options.pairs, options.quick)
-    return fill.carry_out(options, "published", groups_, report, fill.quick_folder(options))
+    made = grid(options.pairs, options.quick)
+    return fill.carry_out(options, "published", made, report, fill.quick_folder(options))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.host.provision import say
-from bench.lab.reading import groups, matched, title
+from bench.lab.reading import main_group, matched, title
 from bench.lab.table import markdown, read_csv
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def section(csv: Path) -> str:
     """What stands between the markers."""
-    group = max(groups(read_csv(csv)), key=len)
+    group = main_group(read_csv(csv))
     words = (
         f"PSNR (dB) against the full run at equal work, {title(group)}, on the small FLUX of this repository; higher "
         "is closer. Blank: no preset computes so little or so much. Where fewer steps stand above a method, simply "

@@ -129,10 +129,10 @@ class Easel:
         return latent, lab.clock() - started, len(made)
 
 
-def measure(studio: Studio, pairs: int | None, quick: bool) -> Iterator[dict[str, object]]:
+def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
     """One record a sampler, guidance, pair and way."""
     names, store = stochastic(studio.lab.comfy), Store()
-    for text, seed in prompts(pairs or (1 if quick else PAIRS)):
+    for text, seed in prompts(pairs):
         for sampler in [name for name in names if name in QUICK] if quick else names:
             for cfg in GUIDANCE[:1] if quick else GUIDANCE:
                 easel = Easel(studio, store, Case(sampler, cfg, text, seed))
@@ -196,6 +196,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return fill.write_out(
-        options, "stochastic", lambda studio: measure(studio, options.pairs, options.quick), report, ["auto"]
-    )
+    def records(studio: Studio) -> Iterator[dict[str, object]]:
+        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
+
+    return fill.carry_out_records(options, "stochastic", records, ["auto"], report, fill.quick_folder(options))

@@ -29,11 +29,30 @@ class Judge:
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
         """b 3 h w, 0 to 1 -> b 1280: the pooled last layer."""
+        return self._layer(self._stages(pictures)[-1], "_conv_head", "_bn1").mean(dim=(2, 3))
+
+    @torch.no_grad()
+    def distance(self, one: Tensor, other: Tensor) -> float:
+        """How differently two pictures (1 3 h w, 0 to 1) look to the network: at the end of each of its five stages the
+        channels of each place are scaled to length 1; the mean over places of the squared difference, then over stages.
+
+        The form of LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learned weights and with another network, so
+        its numbers are not LPIPS.
+        """
+        pairs = zip(self._stages(one), self._stages(other), strict=True)
+        steps = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
+        return float(torch.stack(steps).mean())
+
+    def _stages(self, pictures: Tensor) -> list[Tensor]:
+        """The last block of each resolution, b c h w from fine to coarse."""
         x = F.interpolate(pictures, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
         x = self._layer((x * 255 - 127) / 128, "_conv_stem", "_bn0", stride=2)
+        ends = {index - 1 for index in STRIDES} | {self.blocks - 1}
+        stages = []
         for index in range(self.blocks):
             x = self._block(x, f"_blocks.{index}.", STRIDES.get(index, 1))
-        return self._layer(x, "_conv_head", "_bn1").mean(dim=(2, 3))
+            stages += [x] if index in ends else []
+        return stages
 
     def classes(self, pictures: Tensor) -> Tensor:
         """b 1000: ImageNet's logits, to see that the forward is right."""

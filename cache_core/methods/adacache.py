@@ -1,9 +1,9 @@
 """AdaCache (arXiv 2411.02397, sec. 3.2, eq. 4): how fast the middle of the trunk changes says how many steps to skip.
 
-    c = ||p_a - p_b||_1 / ||p_a||_1 / (a - b),   the next computed step is a + codebook(c)
+    c = ||p_a - p_b||_1 / ||p_b||_1 / (a - b),   the next computed step is a + codebook(c)
 
-p is the image stream in the middle of the trunk at the last two computed steps a and b. The decision falls one computed
-step ahead, so that a skipped step runs nothing at all; it adds the trunk's last residual.
+p is the image stream in the middle of the trunk at the last two computed steps, b before a. The decision falls one
+computed step ahead, so that a skipped step runs nothing at all; it adds the trunk's last residual.
 
 Differs from the original: one decision for the whole trunk, which is skipped as one (as in the ports for image models;
 the paper skips modules); p is the stream behind the middle block, not one module's output. It needs blocks, so that on

@@ -15,9 +15,16 @@ is exact, and what is kept has the size of a latent; the trunk's residual is the
 `guidance`: derive lets the negative prompt rest in every other computed step, from a third of the run on: what it
 differs by follows half of its last slope. Skipped steps then forecast the guided result.
 
+With a profile of the model the forecast's weights and the corrector's are learned (`calibrated`); beyond its range the
+back-test counts.
+
 Sources: band-wise forecasts from FreqCa (arXiv 2510.08669); the corrector from linear multistep methods (Adams-Moulton;
-UniPC, arXiv 2302.04867); the resting negative from FasterCache (arXiv 2410.19355); back-test, density and their
-combination are our own.
+UniPC, arXiv 2302.04867); the resting negative from FasterCache (arXiv 2410.19355). Kin: a multistep forecast of skipped
+outputs is in AB-Cache (2504.10540), FoCa (2508.16211), CAB (2605.16736) and PrediT (2602.18093), which has an
+Adams-Moulton corrector too; a budget that is kept, with places searched on the model, in BudCache (2606.13496),
+MeanCache (2601.19961) and DPCache (2602.22654); a test on a held-out feature in HiCache++. Our own is what is left:
+gains that each lane and band earns in the run itself, the estimate of the error from the same test, a corrector that
+repays the skipped steps in the ODE's derivative, and places by a formula, without a search.
 """
 
 from __future__ import annotations
@@ -25,11 +32,12 @@ from __future__ import annotations
 from functools import partial
 
 from .. import words
-from ..backtest import EDGES, BackTested
-from ..corrections import Repay
+from ..backtest import EDGES
+from ..calibrated import forecast, repayment
 from ..gates import AtMost, Budget, Never, Within, all_of
 from ..parameters import Parameter, published
 from ..predictors import Linear
+from ..profile import Profile
 from ..types import BRANCH, GUIDED, MODEL, TRUNK, CacheError, Gate, Method, Rule, Signal
 
 CUSTOM = "Custom"
@@ -96,6 +104,7 @@ FAST = {"speedup": 3.0, "quality": CUSTOM}
 @published(
     "SpectralCache Auto", PARAMETERS, never={"speedup": 1.0, "quality": CUSTOM},
     refusing={"keep_first": 100}, skipping=FAST, variants=({"site": "trunk"}, {"site": "guided"}), own_node=True,
+    profiled=("course",),
     advice="The first choice: one dial, any model, and it keeps its budget.",
 )  # fmt: skip
 def auto(
@@ -108,6 +117,7 @@ def auto(
     site: str,
     computed: int,
     guidance: str,
+    profile: Profile | None,
 ) -> Method:
     """How much faster, by computed steps, unless a word or a number says it; the largest estimated error of a skipped
     step (0: any); steps that are always computed at both ends, part of the budget; radial bands that are tested apart;
@@ -118,8 +128,10 @@ def auto(
         gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
     where = PLACES["guided" if guidance == "derive" and site == "auto" else site]
     around = GUIDED if site == "auto" else None
-    forecast = BackTested(bands, apart=tolerance > 0)  # an estimate that is relied on is that of the worst part
-    rule = Rule(where, Signal(), gate, forecast, correction=Repay(), around=around)
+    if profile is not None and site == "trunk":
+        raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
+    said = forecast(bands, profile, apart=tolerance > 0)  # an estimate that is relied on is that of the worst part
+    rule = Rule(where, Signal(), gate, said, correction=repayment(profile), around=around)
     if guidance == "follow":
         return Method("SpectralCache Auto", (rule,))
     if site not in ("auto", "guided"):

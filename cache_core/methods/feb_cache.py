@@ -73,7 +73,7 @@ PARAMETERS = (
     "FEB-Cache", PARAMETERS, orders=(Order("scale_low", "scale_high", "the paper uses 0.96 and 0.98"), ORDERS[1]),
     aliases=("feb cache", "eb-cache", "frequency guided", "exposure bias", "attention cache", "mlp cache"),
     never={"work": 1.0}, refusing={"start_percent": 1.0, "end_percent": 1.0}, skipping={"work": 0.35}, own_node=True,
-    profiled=True,
+    profiled=("modules",),
     advice="Half a step at a time, where whole steps are too much; it holds the most memory of all methods.",
 )  # fmt: skip
 def feb_cache(

@@ -15,9 +15,13 @@ from ..gates import Between, Every, Never, all_of
 from ..parameters import Parameter, published
 from ..predictors import MOST_ORDER, hermite
 from ..types import Gate, Method
-from .ab_cache import INTERVAL
 from .taylorseer import SITE, WARMUP, rules_at
 
+INTERVAL = Parameter(
+    "interval", 7, "Compute one step in this many. Higher: faster, further from the original picture. 2 to 4 suit 20 "
+    "to 30 steps; the authors' 7 is for 50; 1 switches the node off.",
+    low=1, high=100,
+)  # fmt: skip
 ORDER = Parameter(
     "order", 2, "How what is skipped is forecast: 0 holds, 1 follows the slope, 2 the curve. Higher: bolder. The "
     "authors use 2.",

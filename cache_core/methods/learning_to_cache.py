@@ -33,8 +33,8 @@ PARAMETERS = (
 
 
 @published(
-    "Learning-to-Cache", PARAMETERS, orders=(ORDERS[1],), aliases=("learning to cache", "l2c", "router"), profiled=True,
-    never={"share": 0.0}, refusing={"start_percent": 1.0}, skipping={"share": 1.0},
+    "Learning-to-Cache", PARAMETERS, orders=(ORDERS[1],), aliases=("learning to cache", "l2c", "router"),
+    never={"share": 0.0}, refusing={"start_percent": 1.0}, skipping={"share": 1.0}, profiled=("modules",),
     advice="With a profile of your model: single layers rest where they change least, never two steps in a row.",
 )  # fmt: skip
 def learning_to_cache(share: float, start_percent: float, end_percent: float, profile: Profile | None) -> Method:

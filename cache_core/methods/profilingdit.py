@@ -2,10 +2,11 @@
 
     T_s = T_max - (T_max - T_min) · (s - s_0) / (S - s_0)        steps to the next refresh, s_0 the warm-up of S steps
 
-The blocks from `first_block` to `last_block` reuse attention and MLP on every step that is no refresh; the others run.
-With T_max = T_min it is a fixed period over a range of blocks, as in Delta-DiT (arXiv 2406.01125).
+The blocks from `first_block` to `last_block`, with a profile those that change least (`generators.steady`), reuse
+attention and MLP on every step that is no refresh; the others run. With T_max = T_min: as in Delta-DiT (2406.01125).
 
-Differs from the original: its lists are published for two video models only; here the list is a range. What is kept is
+Differs from the original: its lists are published for two video models only; here the list is a range, or the steadiest
+blocks of it instead of those whose attention lies on the background. What is kept is
 both modules' outputs before their gates, not the change over the range. It needs blocks.
 """
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 from functools import partial
 
 from ..gates import Between, Never, all_of
+from ..generators import steady_blocks
 from ..parameters import Order, Parameter, published
 from ..predictors import Hold
-from ..schedules import Listed, shrinking
-from ..types import ATTENTION, MLP, Gate, Method, Rule, Schedule, Signal, Step
+from ..profile import Profile
+from ..schedules import Listed, resting
+from ..types import ATTENTION, MLP, Gate, Method, Rule, Signal
 from .taylorseer import WARMUP
 
 PARAMETERS = (
@@ -30,6 +33,8 @@ PARAMETERS = (
               "slower, closer. FLUX.1 has 57 blocks (19 and 38), Qwen-Image 60.", high=1000),
     Parameter("last_block", 1000, "The last block that may rest. Lower: slower, closer. 1000 (typical): up to the end.",
               high=1000),
+    Parameter("share", 0.6, "With a profile: so many of these blocks rest, those that change least; without one all. "
+              "Lower: slower, closer. The authors: 0.6 of the single blocks.", high=1, folded=True, late=True),
 )  # fmt: skip
 
 
@@ -38,23 +43,22 @@ PARAMETERS = (
     orders=(Order("interval_least", "interval_most", "intervals shrink; make them equal for a fixed period"),
             Order("first_block", "last_block", "0 and 1000 let every block rest")),
     never={"interval_most": 1, "interval_least": 1}, refusing={"warmup_steps": 100},
-    skipping={"interval_most": 3, "interval_least": 3, "warmup_steps": 1},
+    skipping={"interval_most": 3, "interval_least": 3, "warmup_steps": 1}, profiled=("modules",),
     advice="Where some blocks are known to change little: give their range; the others run on every step.",
 )  # fmt: skip
 def profilingdit(
-    interval_most: int, interval_least: int, warmup_steps: int, first_block: int, last_block: int
+    interval_most: int,
+    interval_least: int,
+    warmup_steps: int,
+    first_block: int,
+    last_block: int,
+    share: float,
+    profile: Profile | None,
 ) -> Method:
-    """T_max, T_min, s_0 and the range of blocks."""
+    """T_max, T_min, s_0, the range of blocks, and how many of them are taken from a profile."""
     gate: Gate = Never()
     if interval_most > 1:
-        table = partial(_resting, warmup_steps, interval_most, interval_least)
-        gate = all_of(Between(warmup_steps, 1), Listed(table, partial(_blocks, first_block, last_block)))
+        table = partial(resting, warmup_steps, interval_most, interval_least)
+        blocks = partial(steady_blocks, first_block, last_block, share, profile)
+        gate = all_of(Between(warmup_steps, 1), Listed(table, blocks))
     return Method("ProfilingDiT", tuple(Rule((p,), Signal(), gate, Hold(), "absolute") for p in (ATTENTION, MLP)))
-
-
-def _resting(warmup: int, most: int, least: int, schedule: Schedule) -> frozenset[int]:
-    return frozenset(range(schedule.total)) - shrinking(schedule.total, warmup, most, least)
-
-
-def _blocks(first: int, last: int, step: Step) -> frozenset[int]:
-    return frozenset(range(first, last + 1))

@@ -34,7 +34,7 @@ PARAMETERS = (
 
 
 @published(
-    "SmoothCache", PARAMETERS, orders=(ORDERS[1],), aliases=("smooth cache",), profiled=True,
+    "SmoothCache", PARAMETERS, orders=(ORDERS[1],), aliases=("smooth cache",), profiled=("modules",),
     never={"alpha": 0.0}, refusing={"alpha": 1e-6}, skipping={"alpha": 10.0, "longest": 2},
     advice="With a profile of your model: one schedule for attention and one for the MLPs, each as its changes allow.",
 )  # fmt: skip

@@ -17,15 +17,17 @@ Components off, for the paper's Table 3: TADS s_min = s_max = 1; CEB a large C_m
 
 Differs from the original: where the paper is silent, M_{t-1} is the previous evaluation of the same conditioning
 (computed or skipped); a negative P(d) counts 0 (abs where published so); `threshold` is in FLUX units on every model,
-times the model's `unit`. With the paper's defaults FDC rejects next to nothing, since raw deltas meet rescaled
-thresholds: the report counts it.
+times the model's `unit`; with a profile P and the unit are fitted to the user's own model (`fits`). With the paper's
+defaults FDC rejects next to nothing, since raw deltas meet rescaled thresholds: the report counts it.
 """
 
 from __future__ import annotations
 
+from ..fits import fitted
 from ..gates import Accumulate, AtMost, Bell, Below, Never, Within, all_of
 from ..parameters import Order, Parameter, published
 from ..predictors import Hold
+from ..profile import Profile
 from ..signals import ModulatedL1
 from ..types import MODEL, TRUNK, Gate, Method, Rule
 
@@ -91,7 +93,7 @@ EAGER = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_hi
 
 @published(
     "SpectralCache", (THRESHOLD, MAX_CONSECUTIVE, *SHAPE, *WINDOW), orders=ORDERS,
-    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping=EAGER, own_node=True,
+    never={"threshold": 0.0}, refusing={"threshold": 1e-6}, skipping=EAGER, own_node=True, profiled=("trunk",),
     advice="Where a decision must follow the picture and no forecast is wanted; Auto is closer at the same speed.",
 )  # fmt: skip
 def spectralcache(
@@ -104,6 +106,7 @@ def spectralcache(
     gamma_high: float,
     start_percent: float,
     end_percent: float,
+    profile: Profile | None,
 ) -> Method:
     """tau, C_max, s_min, s_max, r, gamma_low, gamma_high with the paper's defaults (sec. 5.1); a window of progress.
 
@@ -112,7 +115,7 @@ def spectralcache(
     gate: Gate = Never()
     if threshold and max_consecutive:
         decide = decision(threshold, max_consecutive, tads_min, tads_max, gamma_low, gamma_high)
-        gate = all_of(Within(start_percent, end_percent), decide)
+        gate = all_of(Within(start_percent, end_percent), fitted(decide, profile))
     rule = Rule((TRUNK, MODEL), ModulatedL1(band_split), gate, Hold())
     return Method("SpectralCache", (rule,), counted=COUNTED)
 

@@ -16,50 +16,32 @@ import torch
 
 from ...cache_core.affine import applied, fitted
 from ...cache_core.track import Track
-from ...cache_core.types import BLOCKS, Architecture, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open
-from .trunk import TEXT, Hook, with_hooks
+from ...cache_core.types import BLOCKS, Probe, Slot, Streams, Unit
+from .common import Around, ModelCall, eager
+from .hooked import Hook, Hooked, Pass
+from .trunk import TEXT
 
 
 @dataclass(slots=True)
-class Passage:
+class BlockPass(Pass):
     """One model call on its way through the blocks; entered: what came into the block that is being computed."""
 
-    call: ModelCall
-    foreign: Mapping[Slot, Hook]
     streams: Streams | None = None
     entered: dict[Unit, torch.Tensor] | None = None
 
 
-class Blocks(Site):
+class Blocks(Hooked[BlockPass]):
     """See the module docstring."""
 
     name = BLOCKS.kind
 
     def __init__(self, track: Track, around: Around) -> None:
         super().__init__(track, around)
-        assert around.architecture is not None
-        self.architecture: Architecture = around.architecture
-        self.slots = self.architecture.slots(around.model)
-        self.now: Passage | None = None
         self.enter, self.take = eager(self._enter), eager(self._take)
         self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in self.slots}
 
-    @staticmethod
-    def fits(architecture: Architecture | None) -> bool:
-        return architecture is not None
-
-    def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        foreign, ours = with_hooks(options, self.hooks)
-        self.now = Passage(call, foreign)
-        try:
-            out = forward(ours)
-        finally:
-            self.now = None
-        if not self.track.reached(call.call) and self.session.active:
-            self.track.compute(call.call, "blocks not reached")
-            self.around.fall_back("the model ran without reaching our block hooks")
-        return out
+    def begin(self, call: ModelCall, foreign: Mapping[Slot, Hook]) -> BlockPass:
+        return BlockPass(call, foreign)
 
     def _hook(self, slot: Slot) -> Hook:
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
@@ -76,26 +58,21 @@ class Blocks(Site):
 
         return hook
 
-    def _enter(self, now: Passage, slot: Slot, args: dict[str, Any]) -> Mapping[str, torch.Tensor] | None:
+    def _enter(self, now: BlockPass, slot: Slot, args: dict[str, Any]) -> Mapping[str, torch.Tensor] | None:
         """What the block returns if it is skipped, else None."""
         now.entered = None
-        with fail_open(self.session):
-            if not self.session.active:
+        with self.guarded(now):
+            if self.under_way() is None:
                 return None
             if slot == self.slots[0]:
-                if self.around.recording_open():
-                    self.track.compute(now.call.call, "allocations recorded")
-                    self.around.fall_back(
-                        "ComfyUI records the allocations of this model's blocks, so they cannot be skipped"
-                    )
-                    return None
+                self.check_recording()
                 now.streams = self.architecture.enter(args)
             if now.streams is not None:
                 return self._decided(now, now.streams, slot, args)
         return None
 
     def _decided(
-        self, now: Passage, streams: Streams, slot: Slot, args: dict[str, Any]
+        self, now: BlockPass, streams: Streams, slot: Slot, args: dict[str, Any]
     ) -> Mapping[str, torch.Tensor] | None:
         call, part, entered = now.call.call, self.track.part(slot), self._tokens(args, slot, streams)
         img, txt = entered.values()
@@ -105,13 +82,15 @@ class Blocks(Site):
             now.entered = {unit: tokens.clone() for unit, tokens in entered.items()}  # blocks add into them in place
             return None
         img, txt = (applied(part.predict(call, unit), tokens) for unit, tokens in entered.items())
+        instead = self.architecture.replaced(args, slot, streams.txt.shape[1], img, txt)
         self.track.leave_out(call, 1 / len(self.slots))
-        return self.architecture.replaced(args, slot, streams.txt.shape[1], img, txt)
+        now.left = True
+        return instead
 
-    def _take(self, now: Passage, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
-        with fail_open(self.session):
+    def _take(self, now: BlockPass, slot: Slot, out: Mapping[str, torch.Tensor]) -> None:
+        with self.guarded(now):
             entered, now.entered = now.entered, None
-            if entered is None or now.streams is None or not self.session.active:
+            if entered is None or now.streams is None or self.under_way() is None:
                 return
             for unit, tokens in self._tokens(out, slot, now.streams).items():
                 self.track.part(slot).store(now.call.call, fitted(entered[unit], tokens), unit)

@@ -99,11 +99,14 @@ class Site:
         """Compute or skip: returns what the model call returns, the denoised latent (b c ...)."""
         raise NotImplementedError
 
-    def go_on(self, call: ModelCall, options: Options, forward: Forward, reason: str, why: str) -> torch.Tensor:
-        """This call, and the rest of the run, at the rule's next place."""
-        self.track.reset(call.call)
+    def go_on(
+        self, call: ModelCall, options: Options, forward: Forward, reason: str, why: str, again: bool = True
+    ) -> torch.Tensor:
+        """This call, and the rest of the run, at the rule's next place; again: all of the call is still to be run."""
+        self.track.reset(call.call if again else None)
         site = self.around.fall_back(why)
         if site is None:
+            self.track.compute(call.call, reason)
             return forward(options)
         out = site.run(call, options, forward)
         self.track.explain(reason)
@@ -148,7 +151,9 @@ def probe(
     if "modulated" in needs:
         tokens = streams.img.shape[1] if architecture.signal_over_references else streams.targets
         modulated = architecture.modulated(model, streams.img[rows, :tokens], streams.vec[rows])
-    return Probe(modulated, streams.targets, head)
+    embedding = streams.vec[rows] if "embedding" in needs else None
+    text = streams.txt[rows] if "text" in needs else None
+    return Probe(modulated, streams.targets, head, embedding=embedding, text=text)
 
 
 def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:

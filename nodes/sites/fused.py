@@ -11,6 +11,7 @@ layer whose weight cannot be cut (quantised formats) is skipped whole or compute
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ...cache_core.session import Session
 from ...cache_core.types import ATTENTION, MLP, Fused
-from .common import Weights, fail_open
+from .common import Weights
 
 
 class Misfit(Exception):
@@ -34,6 +35,7 @@ class Side(Protocol):
     def replaced(self, layer: int, stream: str, idle: bool) -> None: ...
     def records(self, layer: int) -> bool: ...
     def stored(self, layer: int, stream: str, out: Tensor) -> Tensor: ...
+    def alone(self) -> AbstractContextManager[None, bool]: ...
 
 
 class Cut:
@@ -96,40 +98,41 @@ class Fusion:
         self._reused = attention, mlp = found.get(ATTENTION.kind), found.get(MLP.kind)
         if attention is None and mlp is None:
             return self.inner_enter(x)
-        rows, size = 3 * self.part.width, self.part.enter.out_features
-        if attention is not None and mlp is not None:
-            return self._left_out(x.new_zeros(*x.shape[:-1], size))
-        with fail_open(self._session):
-            if self.cut.possible(x, self.part.enter, self.part.leave):
-                if attention is not None:
-                    ran = self.cut.product(self.part.enter, x, rows=slice(rows, None))
-                    return self._left_out(torch.cat((x.new_zeros(*x.shape[:-1], rows), ran), dim=-1))
-                ran = self.cut.product(self.part.enter, x, rows=slice(rows))
-                return self._left_out(torch.cat((ran, x.new_zeros(*x.shape[:-1], size - rows)), dim=-1))
+        with self._side.alone():
+            nothing = self._entered(x, attention is None, mlp is None)
+            if nothing is not None:
+                return self._left_out(nothing)
         self._reused = (None, None)
         return self.inner_enter(x)
+
+    def _entered(self, x: Tensor, attention: bool, mlp: bool) -> Tensor | None:
+        """The first layer with zeros for what is not wanted of it; None where it cannot be cut."""
+        rows, size = 3 * self.part.width, self.part.enter.out_features
+        if not attention and not mlp:
+            return x.new_zeros(*x.shape[:-1], size)
+        if not self.cut.possible(x, self.part.enter, self.part.leave):
+            return None
+        ran = self.cut.product(self.part.enter, x, rows=slice(rows) if attention else slice(rows, None))
+        rest = x.new_zeros(*x.shape[:-1], size - ran.shape[-1])
+        return torch.cat((ran, rest) if attention else (rest, ran), dim=-1)
 
     def leave(self, joined: Tensor) -> Tensor:
         """The second layer: b t (width + hidden) -> b t d."""
         (attention, mlp), self._reused = self._reused, (None, None)
         if attention is None and mlp is None:
             out = self.inner_leave(joined)
-            with fail_open(self._session):
+            with self._side.alone():
                 out = self._stored(joined, out)
             return out
-        if attention is not None and mlp is not None:
-            return attention + mlp
-        result = None
-        with fail_open(self._session):
+        with self.sides[ATTENTION.kind if mlp is None else MLP.kind].alone():
             width, stream = self.part.width, self.part.streams[0]
-            if attention is not None:
+            if attention is None:
+                attention = self._side_stored(ATTENTION.kind, stream, self._attended(joined))
+            if mlp is None:
                 hidden = self.cut.product(self.part.leave, joined[..., width:], columns=slice(width, None))
-                result = attention + self._side_stored(MLP.kind, stream, hidden)
-            elif mlp is not None:
-                result = self._side_stored(ATTENTION.kind, stream, self._attended(joined)) + mlp
-        if result is None:
-            raise Misfit
-        return result
+                mlp = self._side_stored(MLP.kind, stream, hidden)
+            return attention + mlp
+        raise Misfit
 
     def _attended(self, joined: Tensor) -> Tensor:
         width = self.part.width
@@ -145,7 +148,7 @@ class Fusion:
             attended = self._attended(joined)
             terms = {ATTENTION.kind: attended, MLP.kind: out - attended}
         elif len(wanted) == len((ATTENTION, MLP)):
-            self._session.recorder.note(UNCUT)
+            self._side.session.recorder.note(UNCUT)
             terms = {ATTENTION.kind: out.new_zeros(out.shape[0], 1, out.shape[-1]), MLP.kind: out}
         else:
             return out
@@ -168,5 +171,5 @@ class Fusion:
         return result
 
     @property
-    def _session(self) -> Session:
-        return next(iter(self.sides.values())).session
+    def _side(self) -> Side:
+        return next(iter(self.sides.values()))

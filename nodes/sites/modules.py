@@ -6,14 +6,15 @@ module that returns the output is not called on a skip; where a block computes a
 into attention give zeros, attention gives zeros, and its projections out of attention return what stands in. Linear
 layers that hold both are in `fused`. Two rules, one for each site, meet in one run.
 
-A hook around every block decides, behind the first one's input, and makes what stands in for one block at a time.
+A hook around every block decides, behind the first one's input, and makes what stands in for one block at a time. What
+goes wrong in a hook or in a `forward` of ours falls back as `hooked` says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,17 +23,18 @@ from torch import Tensor
 
 from ...cache_core.storage import bytes_of
 from ...cache_core.track import LaneKey, Track
-from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Grid, Slot, Split, Streams, Unit, Whole
-from .common import Around, Forward, ModelCall, Options, Site, eager, fail_open, probe
+from ...cache_core.types import ATTENTION, CROSS, MLP, Architecture, Fused, Grid, Slot, Split, Streams, Unit, Whole
+from .common import Around, ModelCall, Options, Unfit, eager, probe
 from .fused import Cut, Fusion, Misfit
-from .shares import shares
+from .hooked import Hook, Hooked, Pass
+from .shares import lengths, shares
 
 OVERRIDE = "optimized_attention_override"
 """ComfyUI's place for somebody else's attention function."""
 
 
 @dataclass(slots=True)
-class Pass:
+class ModulePass(Pass):
     """One model call on its way through the blocks.
 
     layer: the block that runs; stand_in: what its streams get instead; idle: its attention is not wanted; image: its
@@ -40,8 +42,6 @@ class Pass:
     may run a block twice).
     """
 
-    call: ModelCall
-    foreign: Mapping[Slot, Callable[..., Any]]
     skip: bool = False
     layer: int | None = None
     stand_in: dict[str, Tensor] = field(default_factory=dict)
@@ -51,21 +51,17 @@ class Pass:
     done: set[Unit] = field(default_factory=set)
 
 
-class Modules(Site):
+class Modules(Hooked[ModulePass]):
     """See the module docstring."""
 
     def __init__(self, track: Track, around: Around) -> None:
         super().__init__(track, around)
-        assert around.architecture is not None
-        self.architecture, model = around.architecture, around.model
-        self.slots = self.architecture.slots(model)
         self.parts = {
-            layer: self.architecture.parts(model, slot, self.name)
+            layer: self.architecture.parts(around.model, slot, self.name)
             for layer, slot in enumerate(self.slots)
             if around.place.only is None or layer in around.place.only
         }
         self.cut = Cut(around.weights)
-        self.now: Pass | None = None
         self.compiled: bool | None = None
         self.kept: frozenset[int] | None = None
         self.foreseen: dict[LaneKey, int] = {}
@@ -77,28 +73,13 @@ class Modules(Site):
     def fits(architecture: Architecture | None) -> bool:
         return architecture is not None and type(architecture).parts is not Architecture.parts
 
-    def run(self, call: ModelCall, options: Options, forward: Forward) -> Tensor:
+    def begin(self, call: ModelCall, foreign: Mapping[Slot, Hook]) -> ModulePass:
+        return ModulePass(call, foreign)
+
+    def unfit(self, options: Options) -> Unfit | None:
         if self._compiled(options):
-            self.track.compute(call.call, "compiled model")
-            self.around.fall_back("attention and MLP of a compiled model cannot be told apart")
-            return forward(options)
-        replace, ours = options.get("patches_replace", {}), dict(options)
-        foreign = dict(replace.get("dit", {}))
-        ours["patches_replace"] = {**replace, "dit": {**foreign, **self.hooks}}
-        if self.name == ATTENTION.kind:
-            ours[OVERRIDE] = eager(partial(self._attention, options.get(OVERRIDE)), recursive=False)
-        self.now = Pass(call, foreign)
-        try:
-            with contextlib.ExitStack() as stack:
-                with fail_open(self.session):
-                    self._install(stack)
-                out = forward(ours)
-        finally:
-            self.now = None
-        if not self.track.reached(call.call) and self.session.active:
-            self.track.compute(call.call, "blocks not reached")
-            self.around.fall_back("the model ran without reaching our block hooks")
-        return out
+            return Unfit("compiled model", "attention and MLP of a compiled model cannot be told apart")
+        return None
 
     def _compiled(self, options: Options) -> bool:
         """Whether the model, or a part of it, runs from a compiled graph: our functions could be frozen into it."""
@@ -133,16 +114,11 @@ class Modules(Site):
 
         return hook
 
-    def _decide(self, now: Pass, args: dict[str, Any]) -> None:
-        with fail_open(self.session):
-            if not self.session.active:
+    def _decide(self, now: ModulePass, args: dict[str, Any]) -> None:
+        with self.guarded(now):
+            if self.under_way() is None:
                 return
-            if self.around.recording_open():
-                self.track.compute(now.call.call, "allocations recorded")
-                self.around.fall_back(
-                    "ComfyUI records the allocations of this model's blocks, so they cannot be skipped in part"
-                )
-                return
+            self.check_recording()
             streams = self.architecture.enter(args)
             now.image = streams.img.shape[1]
             now.shares = self._shares(now.image, streams.txt.shape[1])
@@ -155,15 +131,15 @@ class Modules(Site):
     def _probe(self, streams: Streams, rows: slice) -> Any:
         return probe(self.track.rule.signal.needs, self.architecture, self.around.model, streams, rows)
 
-    def _prepare(self, now: Pass, layer: int) -> None:
+    def _prepare(self, now: ModulePass, layer: int) -> None:
         """What stands in for this block's streams, if they are to be skipped."""
         now.layer, now.stand_in, now.idle = layer, {}, False
         verdict = self.track.verdict
         if not now.skip or verdict is None or not self._meant(verdict.only, layer):
             return
-        with fail_open(self.session):
+        with self.guarded(now):
             call, streams = now.call.call, [stream for part in self.parts[layer] for stream in part.streams]
-            if self.session.active and all(self.track.holds(call, (layer, stream)) for stream in streams):
+            if self.under_way() is not None and all(self.track.holds(call, (layer, stream)) for stream in streams):
                 now.stand_in = {
                     stream: self.track.predict(call, (layer, stream), self._grid(now, stream)) for stream in streams
                 }
@@ -173,14 +149,16 @@ class Modules(Site):
             return False
         return only is None or layer in only or layer - len(self.slots) in only
 
-    def _grid(self, now: Pass, stream: str) -> Grid | None:
-        """The token grid of the image stream, where no other image tokens are in it."""
+    def _grid(self, now: ModulePass, stream: str) -> Grid | None:
+        """The token grid of an image's stream, where no other image tokens are in it."""
         grid = self.architecture.grid(tuple(now.call.x.shape))
-        return grid if stream == "img" and math.prod(grid) == now.image else None
+        return grid if stream in ("img", CROSS) and math.prod(grid) == now.image else None
 
     # around the modules -----------------------------------------------------------------------------------------------
 
-    def _install(self, stack: contextlib.ExitStack) -> None:
+    def install(self, stack: contextlib.ExitStack, options: Options, ours: Options) -> None:
+        if self.name == ATTENTION.kind:
+            ours[OVERRIDE] = eager(partial(self._attention, options.get(OVERRIDE)), recursive=False)
         for layer, parts in self.parts.items():
             for part in parts:
                 if isinstance(part, Whole):
@@ -207,25 +185,28 @@ class Modules(Site):
         now = self._here(layer)
         if now is None:
             return inner(*args, **kwargs)
-        tokens = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim == TOKENS]
-        found = [now.stand_in.get(stream) for stream in part.streams]
-        if len(tokens) >= len(found) and all(
-            there is not None and there.shape[:2] == x.shape[:2] for there, x in zip(found, tokens, strict=False)
-        ):
-            for stream in part.streams:
-                self.replaced(layer, stream)
-            return found[0] if len(found) == 1 else tuple(found)
+        with self.guarded(now):
+            found = [now.stand_in.get(stream) for stream in part.streams]
+            if _stands(found, (*args, *kwargs.values())):
+                for stream in part.streams:
+                    self.replaced(layer, stream)
+                return found[0] if len(found) == 1 else tuple(found)
         out = inner(*args, **kwargs)
-        outs = (out,) if isinstance(out, Tensor) else out
-        kept = tuple(self.stored(layer, stream, each) for stream, each in zip(part.streams, outs, strict=True))
-        return kept[0] if isinstance(out, Tensor) else kept
+        with self.guarded(now):
+            outs = (out,) if isinstance(out, Tensor) else out
+            kept = tuple(self.stored(layer, stream, each) for stream, each in zip(part.streams, outs, strict=True))
+            return kept[0] if isinstance(out, Tensor) else kept
+        return out
 
     def _enter(self, layer: int, part: Split, stream: str, inner: Callable[..., Any], x: Tensor) -> Tensor:
-        if self._here(layer) is None or self.standing(layer, stream, x) is None:
+        now = self._here(layer)
+        if now is None or self.standing(layer, stream, x) is None:
             return inner(x)
-        assert self.now is not None
-        self.now.idle = True
-        return x.new_zeros(*x.shape[:-1], 3 * part.width)
+        with self.guarded(now):
+            nothing = x.new_zeros(*x.shape[:-1], 3 * part.width)
+            now.idle = now.left = True
+            return nothing
+        return inner(x)
 
     def _leave(self, layer: int, stream: str, inner: Callable[..., Any], x: Tensor) -> Tensor:
         now = self._here(layer)
@@ -237,15 +218,17 @@ class Modules(Site):
 
     def _attention(self, foreign: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Somebody else's attention where there is one; zeros where a block's attention is not wanted."""
-        if self.now is not None and self.now.idle:
-            self.now.idle = False
-            return _nothing(*args, **kwargs)
+        now = self.now
+        if now is not None and now.idle:
+            now.idle = False
+            with self.guarded(now):
+                return _nothing(*args, **kwargs)
         return function(*args, **kwargs) if foreign is None else foreign(function, *args, **kwargs)
 
-    def _here(self, layer: int) -> Pass | None:
+    def _here(self, layer: int) -> ModulePass | None:
         """The call under way, while this block runs in it."""
-        inside = self.now is not None and self.now.layer == layer
-        return self.now if inside else None
+        now = self.under_way()
+        return now if now is not None and now.layer == layer else None
 
     # what `fused` asks of it ------------------------------------------------------------------------------------------
 
@@ -261,39 +244,43 @@ class Modules(Site):
         """Says that what stands in was used."""
         now = self.now
         assert now is not None
-        now.idle = idle
+        now.idle, now.left = idle, True
         now.stand_in.pop(stream, None)
         now.done.add((layer, stream))
-        with fail_open(self.session):
+        with self.guarded(now):
             self.track.leave_out(now.call.call, now.shares.get((layer, stream), 0.0))
 
     def records(self, layer: int) -> bool:
         """Whether what this block computes now is to be stored."""
         now = self._here(layer)
         kept = self.kept is None or layer in self.kept
-        return now is not None and kept and self.session.active and self.track.reached(now.call.call)
+        return now is not None and kept and self.track.reached(now.call.call)
 
     def stored(self, layer: int, stream: str, out: Tensor) -> Tensor:
         """Store a computed output; returns it, or a repaired copy of it."""
         now, unit = self._here(layer), (layer, stream)
         if now is None or unit in now.done or out.shape[0] != now.call.x.shape[0] or not self.records(layer):
             return out
-        with fail_open(self.session):
+        with self.guarded(now):
             now.done.add(unit)
             repair = self.track.store(now.call.call, out, unit, self._grid(now, stream))
             if repair is not None:
                 return out + repair
         return out
 
+    def alone(self) -> contextlib.AbstractContextManager[None, bool]:
+        """Keeps what goes wrong inside from the block."""
+        assert self.now is not None
+        return self.guarded(self.now)
+
     # what it holds ----------------------------------------------------------------------------------------------------
 
-    def _plan(self, now: Pass, streams: Streams) -> None:
+    def _plan(self, now: ModulePass, streams: Streams) -> None:
         """How much each lane will hold, and, where that is more than the budget, which layers hold nothing."""
         call, rule, width = now.call.call, self.track.rule, streams.img.shape[-1]
         if all(key in self.foreseen for key in call.keys):
             return
-        tokens = {"img": streams.img.shape[1], "txt": streams.txt.shape[1]}
-        tokens["joint"] = sum(tokens.values())
+        tokens = lengths(streams.img.shape[1], streams.txt.shape[1])
         rows, each = (
             len(range(*call.rows[0].indices(streams.img.shape[0]))),
             bytes_of(rule.store, streams.img.dtype, width),
@@ -358,6 +345,13 @@ def override(stack: contextlib.ExitStack, module: Any, ours: Callable[..., Any])
 
     module.forward = wrapped
     stack.callback(restore)
+
+
+def _stands(found: Sequence[Tensor | None], given: Sequence[Any]) -> bool:
+    """Whether a module's outputs can be replaced where it is called with these arguments: rows and tokens must fit."""
+    tokens = [x for x in given if isinstance(x, Tensor) and x.ndim == TOKENS]
+    fits = (there is not None and there.shape[:2] == x.shape[:2] for there, x in zip(found, tokens, strict=False))
+    return len(tokens) >= len(found) and all(fits)
 
 
 def _foreign(hook: Callable[..., Any], extra: dict[str, Any], args: dict[str, Any]) -> Any:

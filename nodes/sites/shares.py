@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 
-from ...cache_core.types import ATTENTION, MLP, Architecture, Fused, Part, Slot, Split, Unit
+from ...cache_core.types import ATTENTION, CROSS, JOINT, MLP, Architecture, Fused, Part, Slot, Split, Unit
+
+
+def lengths(image: int, text: int) -> Mapping[str, int]:
+    """Tokens of each stream."""
+    return {"img": image, "txt": text, JOINT: image + text, CROSS: image}
 
 
 def shares(
@@ -28,21 +33,21 @@ def shares(
 
 def _work(part: Part, kind: str, image: int, text: int) -> Iterator[tuple[str, float]]:
     """Multiplications of one module, by stream."""
-    tokens = {"img": image, "txt": text, "joint": image + text}
+    tokens = lengths(image, text)
     if isinstance(part, Fused):
         rows, size, width = 3 * part.width, part.enter.in_features, part.width
         hidden = part.leave.in_features - width
         attention = kind == ATTENTION.kind
         linear = rows * size + width * size if attention else (part.enter.out_features - rows) * size + hidden * size
-        yield "joint", tokens["joint"] * linear + (2 * tokens["joint"] ** 2 * width if attention else 0)
+        yield JOINT, tokens[JOINT] * linear + (2 * tokens[JOINT] ** 2 * width if attention else 0)
         return
-    for stream in part.streams:
+    for index, stream in enumerate(part.streams):
         if isinstance(part, Split):
-            index = part.streams.index(stream)
-            linear = _linear(part.enters[index]) + _linear(part.leaves[index])
+            own, keyed, looked_at = _linear(part.enters[index]) + _linear(part.leaves[index]), 0.0, tokens[JOINT]
         else:
-            linear = _linear(part.module) / len(part.streams)
-        yield stream, tokens[stream] * linear + 2 * tokens[stream] * (image + text) * part.width
+            keyed, looked_at = sum(map(_linear, part.keyed)), tokens[part.over]
+            own = (_linear(part.module) - keyed) / len(part.streams)
+        yield stream, tokens[stream] * own + looked_at * (keyed + 2 * tokens[stream] * part.width)
 
 
 def _linear(module: Any) -> float:

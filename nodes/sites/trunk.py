@@ -1,23 +1,18 @@
 """Site trunk: the blocks of a described model, or those between a head and a tail that always run.
 
-The hooks are made once per run and reach the call that is under way through the site itself, whatever arguments a block
-is called with. First block: look. First block behind the head: decide; on a skip make the target, else remember what
+First block: look. First block behind the head: decide; on a skip make the target, else remember what
 entered. Blocks between: pass through on a skip, so that nothing of them runs. Last block before the tail: return the
 target, or take the feature. The target is returned at the *last* block because the host adds ControlNet outputs after
 every block, and those are already inside the feature. Where a tail follows, it goes on with text and references too,
 so that all image tokens are stored and the text stream is a unit of its own.
 
-Other packs bring their own copies of a forward, and call hooks in their own way. Nothing of ours that goes wrong in a
-hook gets out of it: a block is computed, and the rule goes on at its next place in this same evaluation. Only a skip
-that finds out in mid-trunk leaves the forward, which is then run again without our hooks.
+What goes wrong in a hook falls back as `hooked` says; only a skip that finds out in mid-trunk leaves the forward.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,25 +20,20 @@ from typing import Any
 import torch
 
 from ...cache_core.track import Track
-from ...cache_core.types import TRUNK, WHOLE, Architecture, Grid, Probe, Slot, Streams, Unit
-from .common import Around, Forward, ModelCall, Options, Site, Unfit, eager, failure, probe
-
-LOG = logging.getLogger("SpectralCache")
+from ...cache_core.types import TRUNK, WHOLE, Grid, Probe, Slot, Streams, Unit
+from .common import Around, ModelCall, Unfit, eager, probe
+from .hooked import Again, Hook, Hooked, Pass
 
 TEXT: Unit = "text"
 """The text stream, stored where a tail goes on with it. It has no grid."""
 
-Hook = Callable[[dict[str, Any], dict[str, Any]], Any]
-
 
 @dataclass(slots=True)
-class Pass:
-    """One model call on its way through the blocks. text, targets: tokens; entered, stand_in: what came in and what
-    goes out instead, by unit; fault: why this call is none for our hooks; again: left the forward because of that.
+class TrunkPass(Pass):
+    """One model call on its way through the trunk. text, targets: tokens; entered, stand_in: what came in and what goes
+    out instead, by unit.
     """
 
-    call: ModelCall
-    foreign: Mapping[Slot, Hook]
     skip: bool = False
     streams: Streams | None = None
     text: int = 0
@@ -51,24 +41,16 @@ class Pass:
     entered: dict[Unit, torch.Tensor] | None = None
     stand_in: dict[Unit, torch.Tensor] | None = None
     tap: torch.Tensor | None = None
-    fault: Exception | None = None
-    again: bool = False
 
 
-class Again(Exception):
-    """Ends a forward whose blocks have been passed over in vain."""
-
-
-class Trunk(Site):
+class Trunk(Hooked[TrunkPass]):
     """See the module docstring."""
 
     name = TRUNK.kind
 
     def __init__(self, track: Track, around: Around) -> None:
         super().__init__(track, around)
-        assert around.architecture is not None
-        self.architecture, self.absolute = around.architecture, track.rule.feature == "absolute"
-        slots, place = self.architecture.slots(around.model), around.place
+        self.absolute, slots, place = track.rule.feature == "absolute", self.slots, around.place
         if place.head + place.tail >= len(slots):
             self.obstacle = (
                 f"head {place.head} and tail {place.tail} leave none of the {len(slots)} blocks of "
@@ -81,36 +63,12 @@ class Trunk(Site):
         self.tapped = None if tap is None else slots[round(tap * (len(slots) - 1))]
         start, end = slots.index(self.behind_head), slots.index(self.last)
         self.between = frozenset(slots[start : end + 1])
-        self.now: Pass | None = None
         self.look, self.decide, self.take = eager(self._look), eager(self._decide), eager(self._take)
         self.pass_by = eager(self._skipped)
         self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in slots[: end + 1]}
 
-    @staticmethod
-    def fits(architecture: Architecture | None) -> bool:
-        return architecture is not None
-
-    def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        if self.around.one_graph:
-            return self.go_on(call, options, forward, "compiled as one graph", ONE_GRAPH)
-        foreign, ours = with_hooks(options, self.hooks)
-        outer, self.now = self.now, Pass(call, foreign)
-        now = self.now
-        try:
-            out = forward(ours)
-        except Exception as error:
-            if not now.again and not _cannot_be_traced(error):
-                raise
-            now.again, now.fault = True, now.fault or Unfit("compiled as one graph", ONE_GRAPH)
-        finally:
-            self.now = outer
-        if now.fault is None and not self.track.reached(call.call) and self.session.active:
-            now.fault = Unfit("blocks not reached", "the model ran without reaching our block hooks")
-        if now.fault is None:
-            return out
-        computed = forward if now.again else lambda _: out
-        reason, why = failure(now.fault, "our block hooks do not fit what runs here")
-        return self.go_on(call, options, computed, reason, why)
+    def begin(self, call: ModelCall, foreign: Mapping[Slot, Hook]) -> TrunkPass:
+        return TrunkPass(call, foreign)
 
     def _hook(self, slot: Slot) -> Hook:
         def hook(args: dict[str, Any], extra: dict[str, Any]) -> Any:
@@ -129,18 +87,9 @@ class Trunk(Site):
 
         return hook
 
-    @contextmanager
-    def _guarded(self, now: Pass) -> Iterator[None]:
-        """What goes wrong inside is this call's fault, told when it is over."""
-        try:
-            yield
-        except Exception as error:
-            LOG.debug("SpectralCache", exc_info=True)
-            now.fault = now.fault or error
-
-    def _look(self, now: Pass, args: dict[str, Any], extra: dict[str, Any]) -> None:
+    def _look(self, now: TrunkPass, args: dict[str, Any], extra: dict[str, Any]) -> None:
         """What enters the first block; blocks add into their input in place, so a head gets a copy of it."""
-        with self._guarded(now):
+        with self.guarded(now):
             options = args.get("transformer_options") or extra.get("transformer_options") or {}
             streams = self._counted(self.architecture.enter({**args, "transformer_options": options}), now)
             if self.behind_head != self.first and self.track.rule.signal.needs:
@@ -148,7 +97,7 @@ class Trunk(Site):
             now.streams, now.text = streams, streams.txt.shape[1]
             now.targets = streams.img.shape[1] if self.tail else streams.targets
 
-    def _counted(self, streams: Streams, now: Pass) -> Streams:
+    def _counted(self, streams: Streams, now: TrunkPass) -> Streams:
         """With as many targets as the latent has; behind them are the reference's tokens, all or none (a cache of keys
         cuts them off), and nothing else.
         """
@@ -159,18 +108,14 @@ class Trunk(Site):
             raise Unfit("foreign tokens", f"{tokens} image tokens enter the blocks where {targets} are the picture's")
         return replace(streams, targets=targets)
 
-    def _decide(self, now: Pass, args: dict[str, Any]) -> None:
-        with self._guarded(now):
+    def _decide(self, now: TrunkPass, args: dict[str, Any]) -> None:
+        with self.guarded(now):
             if not self.session.active or now.streams is None or now.fault is not None:
                 return
-            if self.around.recording_open():
-                raise Unfit(
-                    "allocations recorded",
-                    "ComfyUI records the allocations of this model's blocks, so they cannot be skipped",
-                )
+            self.check_recording()
             self._enter(now, now.streams, args)
 
-    def _enter(self, now: Pass, streams: Streams, args: dict[str, Any]) -> None:
+    def _enter(self, now: TrunkPass, streams: Streams, args: dict[str, Any]) -> None:
         img = self.architecture.image(args, self.behind_head, now.text)
         call = now.call.call
         facts = now.call.facts(*img.shape[1:], *streams.txt.shape[1:], streams.targets, of=img)
@@ -188,24 +133,25 @@ class Trunk(Site):
             feature = self.track.predict(call, unit, self._grid(now, now.targets) if unit == WHOLE else None)
             stand_in[unit] = feature if self.absolute else tokens + feature
         self.track.leave_out(call)
-        now.stand_in, now.skip = stand_in, True
+        now.stand_in, now.skip, now.left = stand_in, True, True
 
-    def _grid(self, now: Pass, targets: int) -> Grid | None:
+    def _grid(self, now: TrunkPass, targets: int) -> Grid | None:
         """The target's token grid; None where somebody has added image tokens that are not on it."""
         grid = self.architecture.grid(tuple(now.call.x.shape))
         return grid if math.prod(grid) == targets else None
 
-    def _probe(self, now: Pass, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
+    def _probe(self, now: TrunkPass, streams: Streams, img: torch.Tensor, rows: slice) -> Probe:
         needs = self.track.rule.signal.needs
         head = (img - streams.img)[rows, : streams.targets] if "head" in needs else None
         seen = probe(needs, self.architecture, self.around.model, streams, rows, head)
         sigma = now.call.sigma[rows][0] if "sigma" in needs else None
         grid = self._grid(now, streams.targets) if "grid" in needs else None
-        return replace(seen, sigma=sigma, grid=grid)
+        entered = img[rows, : streams.targets] if "entered" in needs else None
+        return replace(seen, sigma=sigma, grid=grid, entered=entered)
 
-    def _take(self, now: Pass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def _take(self, now: TrunkPass, slot: Slot, out: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The feature of a computed call; what the last block returned, or a repaired copy of it."""
-        with self._guarded(now):
+        with self.guarded(now):
             if slot == self.tapped and not now.skip and now.fault is None:
                 now.tap = self.architecture.image(out, slot, now.text)[:, : now.targets].clone()
             if slot != self.last or now.entered is None or now.fault is not None or not self.session.active:
@@ -227,19 +173,16 @@ class Trunk(Site):
                 return {**out, **self.architecture.replaced(out, slot, now.text, target, repaired.get(TEXT))}
         return out
 
-    def _skipped(self, now: Pass, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
-        try:
+    def _skipped(self, now: TrunkPass, slot: Slot, args: dict[str, Any]) -> dict[str, torch.Tensor]:
+        with self.guarded(now):
             if slot != self.last:
                 return self.architecture.unchanged(args, slot)
             assert now.stand_in is not None
             self._check(now, args)
             return self.architecture.replaced(args, slot, now.text, now.stand_in[WHOLE], now.stand_in.get(TEXT))
-        except Exception as error:
-            LOG.debug("SpectralCache", exc_info=True)
-            now.fault, now.again = error, True
-            raise Again from error
+        raise Again
 
-    def _check(self, now: Pass, at_last: Mapping[str, torch.Tensor]) -> None:
+    def _check(self, now: TrunkPass, at_last: Mapping[str, torch.Tensor]) -> None:
         """What is at the last block must be what came in at the first one: as many rows and tokens."""
         assert now.streams is not None
         came, here = now.streams.img.shape, self.architecture.image(at_last, self.last, now.text).shape
@@ -248,19 +191,3 @@ class Trunk(Site):
                 "foreign tokens",
                 f"{came[0]} x {came[1]} image tokens enter the blocks and {here[0]} x {here[1]} leave them",
             )
-
-
-ONE_GRAPH = "the model is compiled as one graph, which leaves no room for block hooks (set fullgraph to false to skip"
-ONE_GRAPH += " blocks)"
-
-
-def _cannot_be_traced(error: Exception) -> bool:
-    """Whether a compiler refused a graph because of our hooks: only a graph that may not break does."""
-    return (type(error).__module__, type(error).__name__) == ("torch._dynamo.exc", "Unsupported")
-
-
-def with_hooks(options: Options, hooks: Mapping[Slot, Hook]) -> tuple[dict[Slot, Hook], Options]:
-    """The block hooks of others as they are now, and the options with ours in their place."""
-    replace = options.get("patches_replace", {})
-    foreign = dict(replace.get("dit", {}))
-    return foreign, {**options, "patches_replace": {**replace, "dit": {**foreign, **hooks}}}

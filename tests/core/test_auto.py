@@ -563,6 +563,15 @@ def test_tolerance_computes_beyond_the_budget_and_says_so() -> None:
     text = report(within.recorder.finish("done", {"prompt": None, "node": None, "index": 0}))
     assert "tolerance (" in text
     assert f"Steps computed: {len(within.computed)} of 30, 10 asked for" in text
+    assert f"In time that is a run of about {len(within.computed)} steps" in text
+
+
+@pytest.mark.parametrize("visits", [(0.0,), (0.0, 1.0)])
+def test_the_report_says_what_a_hundred_steps_with_twelve_computed_cost(visits: tuple[float, ...]) -> None:
+    text = report(
+        Run(100, visits=visits, computed=12).recorder.finish("done", {"prompt": None, "node": None, "index": 0})
+    )
+    assert "Steps computed: 12 of 100, 12 asked for\nIn time that is a run of about 12 steps: the others" in text
 
 
 @pytest.mark.parametrize("turns", [6.0, 8.0, 10.0, 14.0])

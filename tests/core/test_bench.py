@@ -6,9 +6,9 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bench import ROOT
-from bench.lab import Pair, Sampled, fill, presets, store
+from bench.lab import Pair, Sampled, fill, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
 from bench.lab import table as tables
@@ -25,9 +25,11 @@ from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
 from bench.lab.pairs import COUNT, prompts
 from bench.lab.store import Outcome, Store, code_version, method_files
-from bench.tables import ablation, auto
+from bench.tables import ablation, auto, guidance
+from bench.tables import published as published_tables
 from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
+from bench.tables.exact import report as exact_report
 from bench.tables.predictors import grid as predictors
 from bench.tables.predictors import parts as predictor_parts
 from bench.tables.predictors import report as predictors_report
@@ -366,7 +368,11 @@ def test_the_default_grid_is_the_one_in_the_documents() -> None:
     groups = quality_grid.grid(methods())
     assert [(g.steps, g.cfg, len(g.pairs)) for g in groups] == [(28, 3, 24), (28, 1, 6), (20, 3, 6), (50, 3, 6)]
     rows = len(methods()) - len(presets.ELSEWHERE) + 1  # one a method, and EasyCache
-    assert [len(g.arms) for g in groups[1:]] == [rows - len(presets.NEED_GUIDANCE), rows, rows]
+    assert [len(g.arms) for g in groups[2:]] == [rows, rows]
+    main, plain = ({arm.name for arm in g.arms} for g in groups[:2])  # every setting, with guidance and without
+    able = [name for name in methods() if name not in presets.NEED_GUIDANCE]
+    settings = {arm.name for arm in presets.method_arms(able) if arm.family not in quality_grid.PARTS}
+    assert settings < plain < main and {"14 steps", "20 steps"} <= plain and len(settings) > 120
     full = quality_grid.grid(methods(), full=True)
     idle = len(presets.method_arms(presets.NEED_GUIDANCE))
     assert [len(g.arms) for g in full if g.steps == 28] == [len(groups[0].arms), len(groups[0].arms) - idle]
@@ -640,7 +646,7 @@ def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None
     assert "good: closer to the full run than fewer steps in 3 of 3 settings." in text
     assert "further away in 3 (bad 7, bad 14, bad 19)" in text
     assert "At 2x, good is closest of the caches (39.0 dB), ahead of fewer steps (36.0 dB)." in text
-    heading, body = quality_report.matched(rows)
+    heading, body = reading.matched(rows)
     assert heading[1:] == ["1.5x (18.7 computed)", "2x (14.0 computed)", "3x (9.3 computed)",
                            "4x (7.0 computed)", "5x (5.6 computed)"]  # fmt: skip
     by_family = {line[0]: line[1:] for line in body}
@@ -650,7 +656,59 @@ def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None
 
 def test_a_loser_is_called_one(csv: Path) -> None:
     rows = [row for row in tables.read_csv(csv) if row["family"] != "good"]
-    assert "bad is closest of the caches (33.0 dB), BEHIND fewer steps (36.0 dB)" in quality_report.showing(rows)
+    assert "bad is closest of the caches (33.0 dB), BEHIND fewer steps (36.0 dB)" in verdict.showing(rows)
+
+
+def test_a_group_is_made_anew_beside_the_others_and_says_where(csv: Path) -> None:
+    """`bench quality --only 28 1`: hours of other rows stay, and no row's origin is lost."""
+    arms = [presets.fewer(6), Cached("good", "good 7", params={"count": 7})]
+    new = lab_grid.rows([lab_grid.group(28, 1.0, 2, arms)], made_up)
+    before = tables.read_csv(csv)
+    tables.write_csv(csv, fill.joined(new, csv, "here"))
+    rows = tables.read_csv(csv)
+    assert rows[: len(before)] == [{fill.MEASURED: "", **row} for row in before]
+    assert [(row["cfg"], row["name"], row[fill.MEASURED]) for row in rows[len(before) :]] == [
+        ("1", "6 steps", "here"), ("1", "good 7", "here"),
+    ]  # fmt: skip
+    tables.write_csv(csv, fill.joined(new, csv, "there"))
+    again = tables.read_csv(csv)
+    assert len(again) == len(rows) and [row[fill.MEASURED] for row in again[-2:]] == ["there", "there"]
+    page = quality_report.report(again, "the rest")
+    assert page.count("These rows: there") == 1 and page.endswith("the rest\n")
+    whole = quality_report.report([{**row, fill.MEASURED: "there"} for row in again], "the rest")
+    assert whole.count("These rows: there") == 2 and "the rest" not in whole
+    assert {row["cfg"] for row in reading.main_group(again)} == {"3"}  # five pairs against two
+
+
+def row(family: str, name: str, computed: float, psnr: float, over: float = 0.0) -> dict[str, str]:
+    known = {"family": family, "name": name, "computed": computed, "psnr": psnr, "ssim": 0.9, "speedup": 28 / computed}
+    paired_ = {"psnr_over_fewer": over, "psnr_over_fewer_low": over - 0.1, "psnr_over_fewer_high": over + 0.1}
+    group = {"steps": 28, "cfg": 3, "sampler": "euler", "pairs": 6, "skipping": 6}
+    return {name: str(value) for name, value in (group | known | paired_).items()}
+
+
+def test_deriving_the_negative_is_judged_at_equal_cost() -> None:
+    """Auto can save the same by computing fewer steps, so that is what deriving is held against."""
+    plain = [row(presets.AUTO, "Auto 8", 8, 30, 5), row(presets.AUTO, "Auto 12", 12, 38, 9)]
+    better, worse = row(guidance.DERIVE, "14", 10, 35, 6), row(guidance.DERIVE, "17", 11, 35, -2)
+    text = guidance.report([*plain, better, worse], "somewhere")
+    assert "+1.0 dB at 10.0, -1.0 dB at 11.0; so follow stays the default." in text
+    assert "guidance derive: closer to the full run than fewer steps in 1 of 2 settings, further away in 1 (17)" in text
+    assert "derive is worth it here" in guidance.report([*plain, better], "somewhere")
+    assert "so leave it off" in guidance.report([*plain, worse], "somewhere")
+    assert "cannot be compared" in guidance.report([plain[0], better], "somewhere")
+
+
+def test_the_papers_lines_stand_beside_ours_and_their_order_is_told() -> None:
+    ours = {"First-Block Cache 0.12": (10, 40), "TeaCache 0.6": (7, 32), "FastCache 0.15": (4, 20)}
+    rows = [row(name.rpartition(" ")[0], name, *figures) for name, figures in ours.items()]
+    text = published_tables.report(rows, "somewhere")
+    assert "By speed-up the order is the paper's: FastCache, TeaCache, FBCache." in text
+    assert "| TeaCache 0.6 | 2.12x | 4.00x | 7.0 | 20.51 | 32.0 | 0.734 | 0.900 | 0.215 |" in text
+    rows[0]["psnr"] = "31"
+    assert "By PSNR the paper has FBCache, TeaCache, FastCache; here it is TeaCache, FBCache, FastCache." in (
+        published_tables.report(rows, "somewhere")
+    )
 
 
 def test_readme_section_is_renewed_and_checked(csv: Path, tmp_path: Path) -> None:
@@ -680,6 +738,23 @@ def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: p
     assert fill.carry_out(options, "quality", [], report, also=lambda rows, out: seen.append(len(rows))) == 0
     page = (csv.parent / "quality.md").read_text("utf-8")
     assert page == "11 rows\n\nmeasured somewhere\n" and seen == [11] and page in capsys.readouterr().out
+
+
+def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = SimpleNamespace(about=lambda: {"machine": "here", "versions": "these"})
+    monkeypatch.setattr("bench.lab.Lab", lambda: lab)
+    monkeypatch.setattr("bench.lab.Studio", lambda lab, side: SimpleNamespace(lab=lab, side=side))
+    options = argparse.Namespace(out=None, report=False, side=12)
+
+    def records(studio: Any) -> Iterator[dict[str, object]]:
+        yield {"side": studio.side}
+        assert tables.read_csv(tmp_path / "new.csv") == [{"side": "12"}]
+        yield {"side": 13}
+
+    report = "{0} {1}".format
+    assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
+    page = (tmp_path / "new.md").read_text("utf-8")
+    assert page.startswith("[{'side': '12'}, {'side': '13'}] here; these; code ")
 
 
 def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
@@ -723,7 +798,11 @@ def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) ->
     assert page.count("## All rows") == 2 and page.endswith("somewhere\n")
 
 
-REPORTS = {"quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report}
+REPORTS = {
+    "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
+    "exact": exact_report.report,
+    "published": published_tables.report,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import ROOT
-from bench.lab import presets
+from bench.lab import presets, reading
 from bench.lab.intervals import at
 from bench.lab.reading import Row
 from bench.lab.table import read_csv
@@ -106,7 +106,7 @@ def test_a_word_is_the_fewest_computed_steps_that_reach_its_level(word: str, ste
     """On the committed curve, read between its points; the table shows one decimal."""
     rows = read_csv(ROOT / "docs" / "auto.csv")
     own = [r for r in rows if (r["steps"], float(r["cfg"]), r["sampler"]) == (str(steps), 3.0, "euler")]
-    curve, level = auto.curve(own, presets.AUTO), words.LEVELS[word]
+    curve, level = reading.curve_of(own, presets.AUTO), words.LEVELS[word]
     count = words.computed(word, steps)
     here, fewer = at(curve, count), at(curve, count - 1)
     assert here is not None and here >= level - 0.1

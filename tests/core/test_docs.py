@@ -9,16 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from bench.run import tables
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def keys_of(name: str, file: str) -> list[str]:
+    """The keys of a dict that a file of the host tests states."""
+    for node in ast.parse((ROOT / "tests" / "host" / file).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name and isinstance(node.value, ast.Dict):
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise AssertionError(f"{file} states no dict {name}")
+
+
 def claims() -> set[tuple[str, str]]:
-    """(area, what) of every `claim` marker in the host tests."""
+    """(area, what) of every `claim` marker in the host tests; one of each family where it is marked by a variable."""
     found = set()
     for path in sorted((ROOT / "tests" / "host").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.claim":
-                found.add(tuple(ast.literal_eval(argument) for argument in node.args))
+                area, what = node.args
+                each = keys_of("FAMILIES", "families.py") if isinstance(what, ast.Name) else [ast.literal_eval(what)]
+                found |= {(ast.literal_eval(area), one) for one in each}
     return found
 
 
@@ -41,6 +53,44 @@ def test_what_a_document_names_is_there(document: str) -> None:
     tops = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     named = set(re.findall(rf"`((?:{tops})/[\w./-]+)`", text)) | set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
     assert len(named) >= 4 and not [name for name in named if not (ROOT / name).exists()]
+
+
+def answers() -> dict[str, str]:
+    """The questions of CONTRIBUTING.md that a newcomer asks, each with its answer."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Five questions")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\*\*(.+?)\*\* (.+)$", text, re.MULTILINE))
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, methods, classes and constants of a file, or of all files of a folder."""
+    found: set[str] = set()
+    for file in path.glob("*.py") if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("question", answers())
+def test_an_answer_is_true(question: str) -> None:
+    """What it says to look for is defined in a file that it names, and the commands it names are there."""
+    quoted = re.findall(r"`([^`]+)`", answers()[question])
+    places = [ROOT / name for name in quoted if re.fullmatch(r"[\w-]+/[\w./-]*|dev\.py", name)]
+    assert places and all(place.exists() for place in places)
+    sources = [place for place in places if place.is_dir() or place.suffix == ".py"]
+    known = set().union(*map(defined, sources))
+    assert not {name for name in quoted if name.isidentifier()} - known
+    commands = [name.split()[-1] for name in quoted if name.startswith("python dev.py bench ")]
+    assert set(commands) <= set(tables())
+
+
+def test_the_five_questions_are_answered() -> None:
+    asked = " ".join(answers())
+    for word in ("skip decided", "PSNR made", "add a method", "add a model", "add a table"):
+        assert word in asked
 
 
 def node_classes() -> list[str]:

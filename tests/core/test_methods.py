@@ -151,13 +151,32 @@ def test_dbcache_presets_name_their_blocks() -> None:
         assert (f"F{place.head}B{place.tail}", place.kind) == (name, "trunk")
 
 
+@pytest.mark.parametrize(("predictor", "weights"), [("hold", [0, 1]), ("taylor", [-1, 2]), ("foca", [-0.5, 1.5])])
+def test_what_stands_in_for_dbcache(predictor: str, weights: list[float]) -> None:
+    """One step behind an anchor one step wide: held, the whole slope, and FoCa's forecast behind a jump of its own."""
+    params = {"threshold": 10.0, "max_consecutive": 1, "warmup_steps": 2, "predictor": predictor}
+    toy = Toy(METHODS["dbcache"](**params), probe=head).run()
+    assert toy.skipped[0] == 2
+    before, last = wander(0), wander(1)
+    expected = last + 0.5 * (last - before) + 0.5 * (last - before) if predictor == "foca" else None
+    expected = weights[0] * before + weights[1] * last if expected is None else expected
+    assert torch.allclose(toy.outs[2], expected, atol=1e-5)
+
+
+def passed_on(step: int) -> Probe:
+    """What the head adds, and the stream behind it."""
+    return Probe(head=wander(step, 1), targets=16, entered=wander(step, 1) + 2 * wander(step, 8))
+
+
+@pytest.mark.parametrize("start", [0.0, 0.2])
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.4, 0.8])
-def test_dicache(threshold: float) -> None:
+def test_dicache(threshold: float, start: float) -> None:
+    """The released FLUX script: computed while step <= int(0.2 T); the change of the stream behind the probe."""
     expected, total, computed = [], 0.0, [0]
     outs = [wander(0)]
     for i in inner():
-        total += relative(head(i).head, head(i - 1).head)  # type: ignore[arg-type]
-        if total < threshold:
+        total += relative(passed_on(i).entered, passed_on(i - 1).entered)  # type: ignore[arg-type]
+        if i > int(start * STEPS) and total < threshold:
             expected.append(i)
             newest = wander(computed[-1])
             if len(computed) < 2:
@@ -170,12 +189,13 @@ def test_dicache(threshold: float) -> None:
             total = 0.0
             computed.append(i)
             outs.append(wander(i))
-    toy = Toy(METHODS["dicache"](threshold=threshold), probe=head).run()
+    toy = Toy(METHODS["dicache"](threshold=threshold, start_percent=start), probe=passed_on).run()
     assert toy.skipped == expected and len(expected) > 2
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(toy.outs, outs, strict=False))
     newest = {i: max(c for c in computed if c < i) for i in expected}
     mixed = [i for i in expected if not torch.equal(toy.outs[i], wander(newest[i]))]
     assert mixed or threshold > 0.4, "no skipped step tells the mix from a plain hold"
+    assert METHODS["dicache"].defaults == {"threshold": 0.4, "head": 1, "start_percent": 0.2, "end_percent": 1.0}
 
 
 # SeaCache -------------------------------------------------------------------------------------------------------------
@@ -354,19 +374,22 @@ def test_a_curve_of_ones_own_that_cannot_be_used_is_refused(ratios: str, words: 
 # AdaCache -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("codebook", "scale"), [("fast", 1.0), ("slow", 1.0), ("fast", 0.3), ("slow", 0.2)])
+@pytest.mark.parametrize(
+    ("codebook", "scale"), [("fast", 1.0), ("slow", 1.0), ("fast", 0.3), ("slow", 0.2), ("fast, 100 steps", 0.3)]
+)
 def test_adacache(codebook: str, scale: float) -> None:
     books = {
         "fast": {0.08: 6, 0.16: 5, 0.24: 4, 0.32: 3, 0.40: 2, 1.0: 1},
         "slow": {0.08: 3, 0.16: 2, 1.0: 1},
+        "fast, 100 steps": {0.03: 12, 0.05: 10, 0.07: 8, 0.09: 6, 0.11: 4, 1.0: 3},
     }
     computed, following = [0], 1
     for i in inner():
         if i != following:
             continue
         last = computed[-1]
-        rate = float((wander(i, 2) - wander(last, 2)).abs().mean() / wander(i, 2).abs().mean()) / (i - last)
-        steps = next(n for bound, n in books[codebook].items() if rate < bound * scale or n == 1)
+        rate = relative(wander(i, 2), wander(last, 2)) / (i - last)
+        steps = next((n for bound, n in books[codebook].items() if rate < bound * scale), 1)
         computed.append(i)
         following = i + steps
     toy = Toy(METHODS["adacache"](codebook=codebook, scale=scale), tap=lambda step: wander(step, 2)).run()
@@ -392,7 +415,7 @@ def test_adacaches_motion_term(scale: float) -> None:
         if i != following:
             continue
         last = computed[-1]
-        rate = float((seen(i) - seen(last)).abs().mean() / seen(i).abs().mean()) / (i - last)
+        rate = relative(seen(i), seen(last)) / (i - last)
         before = motion(last)
         if 0.1 <= i / STEPS <= 0.9:
             rate *= motion(i) + abs(10 * (motion(i) - before) / (i - last))

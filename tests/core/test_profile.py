@@ -12,7 +12,7 @@ import torch
 from cache_core import methods
 from cache_core.generators import Guided, masked, measured, misfit, smooth, smoothed, stated
 from cache_core.outputs import NoiseGain
-from cache_core.profile import LARGEST_FILE, Profile, from_bytes, to_bytes
+from cache_core.profile import GROUPS, LARGEST_FILE, Profile, from_bytes, to_bytes
 from cache_core.session import flow_noise
 from cache_core.tables import State, by_share, work
 from cache_core.types import CacheError, Schedule
@@ -20,7 +20,8 @@ from cache_core.types import CacheError, Schedule
 T, LAYERS, LAGS, SAMPLES = 12, 4, 2, 3
 SCHEDULE = Schedule(tuple(1 - i / T for i in range(T + 1)), flow_noise)
 ABOUT = {"model": "Toy, 4 blocks of 8", "family": "Toy", "sampler": "euler", "scheduler": "simple", "steps": T,
-         "cfg": 1.0, "samples": SAMPLES, "date": "2026-11-26", "pack": "0.1.0"}  # fmt: skip
+         "cfg": 1.0, "samples": SAMPLES, "shift": 1.5, "size": "8 x 8", "name": "toy", "date": "2026-11-26",
+         "pack": "0.1.0"}  # fmt: skip
 
 
 def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile:
@@ -32,15 +33,32 @@ def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile
         tables[f"{name}.change"] = change.clone() * (1 if name == "attention" else 1.7)
         tables[f"{name}.norm"] = torch.ones(T, LAYERS)
         tables[f"{name}.noise"] = (1 - rate * lags).expand(LAGS, T, SAMPLES).clone()
+    tables |= whole()
     return Profile({**ABOUT, **about}, tables)
+
+
+def whole() -> dict[str, torch.Tensor]:
+    """A run whose signal falls from step to step, whose residual changes by 0.1 + 2·d, and whose course is a line."""
+    signal = (0.4 / torch.arange(1, T + 1)).expand(2, SAMPLES, T) * torch.tensor([0.9, 1.0, 1.1]).view(1, -1, 1)
+    signal = torch.where(torch.arange(T) == 0, torch.nan, signal)
+    levels = torch.tensor(SCHEDULE.sigmas[:-1], dtype=torch.float64)
+    return {
+        "trunk.signal": signal,
+        "trunk.change": 0.1 + 2 * signal,
+        "trunk.magnitude": torch.where(torch.arange(T) == 0, torch.nan, torch.full((2, SAMPLES, T), 1.05)),
+        "trunk.embedding": signal.mean((0, 1)) / 2,
+        "branch.difference": (0.2 / torch.arange(1, T + 1)).expand(SAMPLES, T),
+        "course.gram": 1 + levels.outer(levels),
+        "course.amplified": torch.full((T,), torch.nan),
+    }
 
 
 def test_a_round_trip() -> None:
     before = profile()
     after = from_bytes(to_bytes(before))
-    assert dict(after.about) == ABOUT and after.total == T
+    assert dict(after.about) == ABOUT and after.total == T and after.groups == tuple(GROUPS)
     assert after.tables.keys() == before.tables.keys()
-    assert all(torch.equal(after.tables[name], table) for name, table in before.tables.items())
+    assert all(torch.equal(after.tables[name].nan_to_num(9), t.nan_to_num(9)) for name, t in before.tables.items())
 
 
 @pytest.mark.parametrize(
@@ -51,6 +69,8 @@ def test_a_round_trip() -> None:
         ({"mlp.norm": torch.ones(T, LAYERS + 1)}, "fits no other table"),
         ({"mlp.change": torch.ones(T)}, "mlp.change in the profile"),
         ({"mlp.noise": None}, "lacks mlp.noise"),
+        ({"mlp.norm": torch.full((T, LAYERS), torch.inf)}, "infinite"),
+        ({"course.gram": torch.ones(T, T + 1, dtype=torch.float64)}, "fits no other table"),
     ],
 )
 def test_broken_tables_are_refused(changed: dict[str, Any], words: str) -> None:
@@ -85,7 +105,7 @@ def test_ten_thousand_mutations_are_read_or_refused() -> None:
     for _ in range(10_000):
         data = bytearray(good)
         for _ in range(chance.randint(1, 4)):
-            data[chance.randrange(min(len(data), 1400))] = chance.randrange(256)
+            data[chance.randrange(min(len(data), 2600))] = chance.randrange(256)
         if chance.random() < 0.2:
             del data[chance.randrange(len(data)) :]
         try:
@@ -97,11 +117,32 @@ def test_ten_thousand_mutations_are_read_or_refused() -> None:
     assert 5_000 < refused < 10_000
 
 
-def test_another_model_or_guidance_is_refused() -> None:
+def test_another_model_sampler_or_guidance_is_refused() -> None:
     mine = profile()
-    assert mine.refusal(ABOUT["model"]) == "" == mine.refusal(ABOUT["model"], 1.0)
+    assert mine.refusal(ABOUT["model"]) == ""
     assert "not for this model" in mine.refusal("FLUX.1, 57 blocks of 3072")
-    assert "guidance" in mine.refusal(ABOUT["model"], 4.0)
+    assert mine.refusal_in("euler", False, 1.0, False) == "" == mine.refusal_in("heun", False, None, False)
+    assert "guidance" in mine.refusal_in("euler", False, 4.0, False)
+    assert "adds noise of its own" in mine.refusal_in("euler_ancestral", True, 1.0, False)
+    assert [bool(mine.refusal_in("euler", False, 1.0, False, size)) for size in ((8, 8), (16, 32), (16, 33))] == [
+        False, False, True,
+    ]  # fmt: skip
+    guided = profile(cfg=4.0)
+    assert [bool(guided.refusal_in("euler", False, cfg, False)) for cfg in (1.0, 1.9, 2.0, 8.0, 8.1)] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
+
+
+def test_a_group_is_whole_or_not_there() -> None:
+    tables = profile().tables
+    for group, names in GROUPS.items():
+        rest = {name: table for name, table in tables.items() if name not in names}
+        found = from_bytes(to_bytes(Profile(ABOUT, rest)))
+        assert group not in found.groups and len(found.groups) == len(GROUPS) - 1
+        assert found.lacks((group,)) and not found.lacks(found.groups)
+        for name in names if len(names) > 1 else ():
+            with pytest.raises(CacheError, match="lacks"):
+                from_bytes(to_bytes(Profile(ABOUT, {other: tables[other] for other in tables if other != name})))
 
 
 def test_a_run_of_other_levels_follows_the_stated_default() -> None:
@@ -164,5 +205,5 @@ def test_the_mask_rests_what_changes_least() -> None:
 
 def test_a_method_without_a_use_for_it_refuses_a_profile() -> None:
     with pytest.raises(CacheError, match="uses no profile"):
-        methods()["teacache"](profile())
+        methods()["easycache"](profile())
     assert dataclasses.is_dataclass(methods()["smoothcache"](profile()))

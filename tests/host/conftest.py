@@ -218,12 +218,14 @@ class Host:
         self.types = importlib.import_module(f"{PACK}.cache_core.types")
         self.track = importlib.import_module(f"{PACK}.cache_core.track").Track
         self.gates = importlib.import_module(f"{PACK}.cache_core.gates")
+        self.shares = importlib.import_module(f"{PACK}.nodes.sites.shares").shares
         self.fused = importlib.import_module(f"{PACK}.nodes.sites.fused")
         self.schedules = importlib.import_module(f"{PACK}.cache_core.schedules")
         self.predictors = importlib.import_module(f"{PACK}.cache_core.predictors")
         self.method_node = importlib.import_module(f"{PACK}.nodes.method_apply")
         self.spectralcache: Callable[..., Any] = self.core.methods()["spectralcache"]
         self.tiny = _load_file(Path(__file__).with_name("tiny.py"))
+        self.families = _load_file(Path(__file__).with_name("families.py"))
         self.pretended = _load_file(Path(__file__).with_name("pretended_gpu.py"))
         self.foreign = _load_file(Path(__file__).with_name("foreign.py"))
         self.words = _load_file(ROOT / "tests" / "packs" / "stand_in" / "words.py")

@@ -216,6 +216,7 @@ def test_torch_compile_decides_on_every_call_and_does_not_recompile(host: Any, c
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     torch._dynamo.reset()
+    small, *_ = host.tiny.load("flux of two blocks")  # tracing is what takes time
     graphs = 0
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -231,9 +232,9 @@ def test_torch_compile_decides_on_every_call_and_does_not_recompile(host: Any, c
         set_torch_compile_wrapper(model=patched, backend=backend, options={"guard_filter_fn": guards})
         return patched
 
-    eager = host.sample(caching.fast() if not caching.halves else host.model, steps=STEPS)
+    eager = host.sample(caching.fast(small) if not caching.halves else small, steps=STEPS)
     expected = ["computed"] * STEPS if caching.halves else [e["action"] for e in host.trace()["evaluations"]]
-    for model in (compiled(caching.fast()), caching.fast(compiled(host.model))):
+    for model in (compiled(caching.fast(small)), caching.fast(compiled(small))):
         out = host.sample(model, steps=STEPS)
         assert [e["action"] for e in host.trace()["evaluations"]] == expected
         assert torch.allclose(out, eager, atol=1e-4 * float(eager.abs().max()))
@@ -246,10 +247,7 @@ def test_torch_compile_decides_on_every_call_and_does_not_recompile(host: Any, c
 @pytest.mark.claim("Precision and compilation", "fp16, bf16 and fp8 weights")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_precisions(host: Any, caching: Any, dtype: torch.dtype) -> None:
-    import comfy.sd
-
-    path = str(host.weights / "tiny_flux.safetensors")
-    model = comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype})
+    model, *_ = host.tiny.load("flux", dtype)
     trace = check(caching, model, least=4)
     if caching.method == "spectralcache":
         assert trace["evaluations"][1]["scores"]["d"] is not None

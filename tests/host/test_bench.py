@@ -1,5 +1,5 @@
-"""The bench's commands on the real host, at a size of seconds, each in a process of its own as `dev.py bench`
-starts it.
+"""The bench's commands on the real host, at a size of seconds, each in a fork of a process that has ComfyUI imported
+(warm_bench.py); one in a process of its own, as `dev.py bench` starts it.
 
 What they measure is judged nowhere here: only that every arm runs, computes what its name says, and is written down.
 """
@@ -7,9 +7,12 @@ What they measure is judged nowhere here: only that every arm runs, computes wha
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,15 +21,41 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Output and store of this module: nothing of an earlier run is reused."""
-    return tmp_path_factory.mktemp("bench")
+    yield tmp_path_factory.mktemp("bench")
+    if warm.cache_info().currsize:
+        with warm():  # its input ends, and so does it
+            warm.cache_clear()
+
+
+@cache
+def warm() -> subprocess.Popen[str]:
+    """The process whose forks carry out commands."""
+    line = [sys.executable, str(Path(__file__).with_name("warm_bench.py"))]
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache")}
+    """bench/run.py with these arguments."""
+    if not hasattr(os, "fork"):
+        return alone(folder, *arguments)
+    process = warm()
+    assert process.stdin is not None and process.stdout is not None
+    job = {"arguments": arguments, "environment": environment(folder), "folder": str(folder)}
+    print(json.dumps(job), file=process.stdin, flush=True)
+    answer = json.loads(process.stdout.readline())
+    return subprocess.CompletedProcess(arguments, answer["code"], answer["output"], answer["errors"])
+
+
+def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
     line = [sys.executable, str(ROOT / "bench" / "run.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+    return subprocess.run(line, capture_output=True, text=True, env=environment(folder), check=False, cwd=folder)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache")}
 
 
 def bench(folder: Path, *arguments: str) -> str:
@@ -61,7 +90,7 @@ def test_quality_measures_every_kind_of_row_and_is_resumed(folder: Path, quality
     assert float(freqca["computed"]) == 5 and 10 < float(freqca["psnr"]) < 100 and int(freqca["cache_bytes"]) > 0
     assert "## 8 steps, CFG 3" in quality and (folder / "quality.md").read_text("utf-8") in quality
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cache" / "bench").iterdir()}
-    bench(folder, *QUALITY)
+    assert alone(folder, *QUALITY, "--out", str(folder)).returncode == 0
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "cache" / "bench").iterdir()} == before
 
 
@@ -124,6 +153,16 @@ def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
         assert computed[name] >= computed[base], "a limit on skips made more of them"
     page = (folder / "ablation.md").read_text("utf-8")
     assert "| TADS + CEB + FDC, 0.6 |" in page and "At the paper's threshold 0.6" in page
+
+
+def test_fitted_measures_both_polynomials_beside_the_control(folder: Path) -> None:
+    bench(folder, "fitted", *SMALLER)
+    rows = {row["name"]: row for row in table(folder / "fitted.csv")}
+    assert len(rows) == 6 and {row["family"] for row in rows.values()} > {"TeaCache, FLUX.1's", "SpectralCache, fitted"}
+    published, fitted = (rows[f"TeaCache, {kind}, 0.5"] for kind in ("FLUX.1's", "fitted"))
+    assert (published["computed"], published["psnr"]) != (fitted["computed"], fitted["psnr"])
+    page = (folder / "fitted.md").read_text("utf-8")
+    assert "## CFG 1" in page and "| TeaCache, fitted, 0.5 |" in page
 
 
 def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None:
@@ -223,3 +262,52 @@ def test_speed_refuses_a_whole_real_model_on_a_cpu(folder: Path) -> None:
     done = command(folder, "speed", "--model", "qwen-image", "--out", str(folder))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "41 GB" in done.stderr and "--device cuda" in done.stderr and "--double 2" in done.stderr
+
+
+def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_on(folder: Path) -> None:
+    bench(folder, "exact", *SMALLER)
+    rows = [row for row in table(folder / "exact.csv") if row["stage"] == "main"]
+    names = {"dpmpp_2m + simple", "heunpp2 + simple", "dpmpp_2m + Auto's places", "heunpp2 + Auto's places"}
+    for cfg in ("1", "3"):
+        own = {row["name"]: row for row in rows if row["cfg"] == cfg}
+        assert len(own) == 3 and own.keys() - names == {"Auto on dpmpp_2m, 20 steps"}
+        assert all(float(row["computed"]) == 6 and 5 < float(row["psnr"]) < 100 for row in own.values())
+        rival = own[own["Auto on dpmpp_2m, 20 steps"]["rival"]]
+        auto, best = (float(row["psnr"]) for row in (own["Auto on dpmpp_2m, 20 steps"], rival))
+        assert float(own["Auto on dpmpp_2m, 20 steps"]["margin"]) == pytest.approx(auto - best, abs=1e-3)
+    page = (folder / "exact.md").read_text("utf-8")
+    assert "heun's on 11 steps" in page and "## CFG 3, 1 prompt and seed pairs" in page
+    done = command(folder, "exact", "--side", "8", "--quick", "--minutes", "0.0001", "--out", str(folder))
+    assert done.returncode == 0 and "stopped by --minutes" in done.stderr
+    assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays
+
+
+TOGETHER = """
+import os, sys
+sys.path.insert(0, os.environ["ROOT"])
+from bench import run
+run.find_modules()
+import torch
+from bench.lab import Lab, Pair, Studio
+from bench.tables.exact.grid import SAMPLERS, Size
+from bench.tables.exact.measure import Easel
+with torch.inference_mode():
+    easel = Easel(Studio(Lab(), 8), Size.quick(), None, None)
+    for cfg in (1.0, 3.0):
+        pairs = [Pair("a photo of cat", 3, cfg), Pair("a small red circle on grass", 5, cfg)]
+        for sampler in SAMPLERS if cfg == 1 else SAMPLERS[-2:]:
+            levels = easel.studio.sigmas(4)
+            both, computed = easel.draw(pairs, sampler, levels)
+            for pair, row in zip(pairs, both):
+                alone, count = easel.draw([pair], sampler, levels)
+                assert count == computed >= 4, (sampler, count, computed)
+                assert (alone[0] - row).norm() < 1e-4 * row.norm(), (sampler, cfg, (alone[0] - row).norm())
+    print("together")
+"""
+
+
+def test_exact_samples_several_pairs_at_once_as_one_by_one(folder: Path) -> None:
+    environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache"), "ROOT": str(ROOT)}
+    line = [sys.executable, "-c", TOGETHER]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+    assert done.returncode == 0 and "together" in done.stdout, done.stderr[-3000:]

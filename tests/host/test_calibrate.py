@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +18,22 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def node(host: Any) -> Any:
-    import importlib
+    return module(host, "calibrate").SpectralCacheCalibrate
 
-    return importlib.import_module(f"{host.host.__package__}.calibrate").SpectralCacheCalibrate
+
+def module(host: Any, name: str) -> Any:
+    return importlib.import_module(f"{host.host.__package__}.{name}")
+
+
+@pytest.fixture(autouse=True)
+def shelf(host: Any, tmp_path: Path) -> Iterator[Any]:
+    """A user folder of its own."""
+    import folder_paths
+
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path))
+    yield module(host, "shelf")
+    folder_paths.set_user_directory(before)
 
 
 def calibrate(host: Any, node: Any, model: Any = None, **options: Any) -> Any:
@@ -43,7 +60,7 @@ def test_what_is_recorded(host: Any, node: Any) -> None:
         plain = host.sample(host.model, **options)
     finally:
         handle.remove()
-    profile, report = calibrate(host, node, samples=1)
+    profile, report, picture = calibrate(host, node, samples=1)
     assert torch.equal(host.sample(host.model, **options), plain)
     assert profile.about["model"] == f"FLUX.1, {host.blocks} blocks of {host.diffusion_model.hidden_size}"
     handle = block.txt_mlp.register_forward_hook(lambda m, a, out: denoised.append(out.clone()))
@@ -61,11 +78,148 @@ def test_what_is_recorded(host: Any, node: Any) -> None:
     noise = profile.tables["attention.noise"][0, 1:-1, 0]
     assert torch.isfinite(noise).all() and 0 < float((noise - 1).abs().max()) < 0.5
     assert "FEB-Cache, work 0.5" in report and report.count("\n") > 8
+    assert picture.ndim == 4 and picture.shape[3] == 3 and float(picture.std()) > 0.05
+
+
+@pytest.mark.claim("Calibration", "the trunk's figures and the course of a run equal those watched by hand")
+def test_what_is_recorded_of_a_whole_run(host: Any, node: Any) -> None:
+    model, entered, left, courses = host.diffusion_model, [], [], []
+
+    def watch(args: dict[str, Any]) -> torch.Tensor:
+        courses.append((args["input"] - args["denoised"]) / args["sigma"])
+        return args["denoised"]
+
+    watched = host.model.clone()
+    watched.set_model_sampler_post_cfg_function(watch)
+    first = model.double_blocks[0].register_forward_pre_hook(
+        lambda m, args, kwargs: entered.append((args[0] if args else kwargs["img"]).clone()), with_kwargs=True
+    )
+    last = model.single_blocks[-1].register_forward_hook(lambda m, a, out: left.append(out.clone()))
+    try:
+        host.sample(watched, steps=STEPS, size=(8, 8), seed=5)
+    finally:
+        first.remove()
+        last.remove()
+    residuals = [out[:, -img.shape[1] :] - img for img, out in zip(entered, left, strict=True)]
+    tables = calibrate(host, node, samples=1, record="whole run")[0].tables
+    assert "mlp.change" not in tables and "branch.difference" not in tables
+    for step in range(1, STEPS):
+        before, now = residuals[step - 1 : step + 1]
+        change = (now - before).abs().mean() / before.abs().mean()
+        assert float(tables["trunk.change"][0, 0, step]) == pytest.approx(float(change), rel=1e-4)
+        magnitude = (now.norm(dim=-1) / before.norm(dim=-1)).mean()
+        assert float(tables["trunk.magnitude"][0, 0, step]) == pytest.approx(float(magnitude), rel=1e-4)
+        assert 0 < float(tables["trunk.embedding"][step]) < 1 and 0 < float(tables["trunk.signal"][0, 0, step]) < 1
+    rows = torch.stack([course.flatten() for course in courses]).double()
+    gram = rows @ rows.T
+    assert torch.allclose(tables["course.gram"], gram / gram.diagonal().mean(), rtol=1e-4)
+
+
+def test_both_sides_of_guidance(host: Any, node: Any) -> None:
+    sides: list[dict[str, torch.Tensor]] = []
+    watched = host.model.clone()
+    watched.set_model_sampler_post_cfg_function(lambda args: sides.append(args) or args["denoised"])
+    host.sample(watched, steps=STEPS, size=(8, 8), seed=5, cfg=3.0)
+    tables = calibrate(host, node, samples=1, cfg=3.0, record="whole run")[0].tables
+    for step, args in enumerate(sides):
+        apart = (args["uncond_denoised"] - args["cond_denoised"]).abs().mean()
+        size = (args["input"] - args["cond_denoised"]).abs().mean()
+        assert float(tables["branch.difference"][0, step]) == pytest.approx(float(apart / size), rel=1e-4)
+    assert torch.isfinite(tables["trunk.magnitude"][:, 0, 1:]).all() and tables["trunk.magnitude"].shape[0] == 2
+
+
+def test_memory_is_bounded(host: Any, node: Any, monkeypatch: Any) -> None:
+    """What is looked at of a derivative fits the budget, and what is learned from it is about the same."""
+    whole = calibrate(host, node, samples=1, record="whole run")[0].tables["course.gram"]
+    watcher = module(host, "watcher")
+    monkeypatch.setattr(watcher, "BUDGET", STEPS * 4 * 600)
+    held: list[int] = []
+    seen = watcher.Watcher._seen
+    monkeypatch.setattr(watcher.Watcher, "_seen", lambda *args: (out := seen(*args), held.append(out.numel()))[0])
+    part = calibrate(host, node, samples=1, record="whole run")[0].tables["course.gram"]
+    assert set(held) == {600} and not torch.equal(part, whole) and torch.allclose(part, whole, rtol=0.15)
+
+
+@pytest.mark.claim("Calibration", "profiles are stored whole or not at all, under free names, and load again")
+def test_profiles_are_stored_and_loaded(host: Any, node: Any, shelf: Any) -> None:
+    profile, report, _ = calibrate(host, node, samples=1, record="whole run", name="my model: 1/2")
+    again = calibrate(host, node, samples=1, record="whole run", name="my model: 1/2")[0]
+    named = calibrate(host, node, samples=1, record="whole run")[0]
+    assert [p.about["name"] for p in (profile, again)] == ["my model 1 2", "my model 1 2 (2)"]
+    assert named.about["name"].startswith("FLUX.1 euler simple 6 steps cfg 1 ") and "Stored as my model 1 2." in report
+    assert set(shelf.names()) == {p.about["name"] for p in (profile, again, named)}
+    loader = module(host, "profile_loader").SpectralCacheProfileLoader
+    assert loader.define_schema().inputs[0].options == shelf.names()
+    loaded, words = loader.execute("my model 1 2").args
+    assert dict(loaded.about) == dict(profile.about) and "euler, simple, 6 steps" in words
+    assert all(torch.equal(loaded.tables[n].nan_to_num(), t.nan_to_num()) for n, t in profile.tables.items())
+
+
+def test_an_interrupt_leaves_nothing_behind(host: Any, node: Any, shelf: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module(host, "watcher").Watcher, "tables", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(host, node, samples=1, record="whole run")
+    assert not shelf.folder().exists()
+    monkeypatch.undo()
+    profile = calibrate(host, node, samples=1, record="whole run")[0]
+    monkeypatch.setattr("os.replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shelf.put(profile, "half")
+    assert [file.stem for file in shelf.folder().iterdir()] == shelf.names() == [profile.about["name"]]
+
+
+def interrupt(*args: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.claim("Calibration", "a profile that cannot be used costs a run nothing else, and it says why")
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda data: data[:-16], "cannot be read"),
+        (lambda data: b"PK" + data, "no profile"),
+        (lambda data: data + bytes(2**26), "none is larger"),
+        (lambda data: data.replace(b'\\"version\\": 1', b'\\"version\\": 9'), "version 9"),
+        (lambda data: data.replace(b'"dtype":"F32"', b'"dtype":"I32"'), "torch.int32"),
+        (None, "not there any more"),
+    ],
+)
+def test_a_bad_file_is_refused_and_the_run_goes_on(host: Any, node: Any, shelf: Any, spoil: Any, words: str) -> None:
+    stored = calibrate(host, node, samples=1, record="modules")[0].about["name"]
+    file = shelf.folder() / f"{stored}.safetensors"
+    file.unlink() if spoil is None else file.write_bytes(spoil(file.read_bytes()))
+    refused, report = module(host, "profile_loader").SpectralCacheProfileLoader.execute(stored).args
+    assert words in report and stored in report
+    goes_without(host, refused, words)
+
+
+def goes_without(host: Any, profile: Any, words: str, **options: Any) -> None:
+    """The run is that of the method without a profile, and its trace says why."""
+    method = host.core.methods()["smoothcache"]
+    with_it = host.host.apply(host.model, method, profile, {"alpha": 0.5}, None)
+    out = host.sample(with_it, steps=STEPS, size=(8, 8), **options)
+    (note,) = [note for note in host.trace()["notes"] if "profile" in note]
+    assert words in note and not host.trace()["profile"]
+    plain = host.host.apply(host.model, method, None, {"alpha": 0.5}, None)
+    assert torch.equal(out, host.sample(plain, steps=STEPS, size=(8, 8), **options))
+
+
+def test_another_model_sampler_or_guidance_is_refused(host: Any, node: Any) -> None:
+    profile = calibrate(host, node, samples=1, record="modules")[0]
+    goes_without(host, profile, "CFG 1, this run has 3", cfg=3.0)
+    goes_without(host, profile, "euler_ancestral adds noise of its own", sampler="euler_ancestral")
+    goes_without(host, "nonsense", "it is str")
+    about = {**profile.about, "model": "FLUX.1, 57 blocks of 3072"}
+    goes_without(host, type(profile)(about, profile.tables), "not for this model")
+    learned = host.core.methods()["feb_cache"]
+    model = host.host.apply(host.model, learned, profile, {"scaling": "measured"}, None)
+    host.sample(model, steps=STEPS, size=(8, 8), cfg=3.0)
+    assert host.trace()["state"] == "stood down" and "cannot do without" in host.trace()["notes"][0]
 
 
 def test_a_trial_is_a_step_with_that_module_one_step_old(host: Any, node: Any) -> None:
     """The norm that a profile holds for a step is that of the run that reuses the module there for the first time."""
-    profile, _ = calibrate(host, node, samples=1)
+    profile = calibrate(host, node, samples=1)[0]
     seen: dict[int, torch.Tensor] = {}
 
     def watch(args: dict[str, Any]) -> torch.Tensor:
@@ -91,30 +245,76 @@ def test_a_trial_is_a_step_with_that_module_one_step_old(host: Any, node: Any) -
 
 
 @pytest.mark.claim(
-    "Calibration", "a profile drives FEB-Cache, SmoothCache and Learning-to-Cache; another model's is refused"
+    "Calibration", "a profile drives FEB-Cache, SmoothCache and Learning-to-Cache, and the report says which it was"
 )
 def test_from_a_profile_to_a_run(host: Any, node: Any) -> None:
-    profile, _ = calibrate(host, node, more=None, positive_2=host.conditioning(3))
+    profile = calibrate(host, node, more=None, positive_2=host.conditioning(3))[0]
     core = host.core.methods()
     for name, options in (("feb_cache", {"work": 0.6, "scaling": "measured"}), ("smoothcache", {"alpha": 0.5}),
                           ("learning_to_cache", {"share": 0.5})):  # fmt: skip
-        method = core[name](host.host.fitting(host.model, profile), **options)
-        out = host.sample(host.host.attach(host.model, method, None), steps=STEPS, size=(8, 8))
+        model = host.host.apply(host.model, core[name], profile, options, None)
+        out = host.sample(model, steps=STEPS, size=(8, 8))
         trace = host.trace()
+        assert trace["profile"] == profile.title
         assert torch.isfinite(out).all() and trace["skipped"] + trace["partial"] > 0, name
         assert not [note for note in trace["notes"] if "profile" in note], trace["notes"]
-    host.sample(host.host.attach(host.model, method, None), steps=STEPS + 2, size=(8, 8))
+    host.sample(model, steps=STEPS + 2, size=(8, 8))
     assert any("this run has 8" in note for note in host.trace()["notes"])
-    with pytest.raises(ValueError, match="not for this model"):
-        host.host.fitting(host.tiny.load("qwen_image")[0], profile)
 
 
 def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     qwen = host.tiny.Qwen(host)
     latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
-    profile, _ = node.execute(
+    profile, *_ = node.execute(
         qwen.model, qwen.conditioning(1), qwen.conditioning(2), latent, 0, STEPS, 3.0, "euler", "simple", 1, 1
     ).args
     assert profile.about["family"] == "Qwen-Image" and torch.isfinite(profile.tables["mlp.noise"][0, 1:-1]).all()
-    with pytest.raises(ValueError, match="SpectralCache Auto"):
-        calibrate(host, node, host.tiny.load("chroma")[0])
+    assert profile.groups == ("modules", "trunk", "branch", "course")
+    other = host.tiny.load("chroma")[0]
+    with pytest.raises(ValueError, match="use whole run"):
+        calibrate(host, node, other, record="modules")
+
+
+# through the server ---------------------------------------------------------------------------------------------------
+
+
+def calibrating(graphs: Any, qwen: bool) -> Any:
+    """A graph that calibrates, makes a picture with TeaCache by what was learned, and shows both reports."""
+    picture = graphs.Picture("a large red circle on grass", steps=8, width=64, height=64, cfg=3.0 if qwen else 1.0)
+    graph = graphs.cached(picture, apply=graphs.AUTO)
+    if qwen:
+        graph["model"] = graphs.node("SpectralCacheStandInQwen", family="qwen_image")
+    names = ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")
+    common = {name: graph["sampler"]["inputs"][name] for name in names}
+    graph["calibrate"] = graphs.node(NODE, model=graphs.link("shift"), samples=2, lags=1, name="round trip", **common)
+    graph["words"] = graphs.node("PreviewAny", source=graphs.link("calibrate", 1))
+    graph["curves"] = graphs.node("PreviewImage", images=graphs.link("calibrate", 2))
+    return graph
+
+
+NODE, LOADER, METHOD = "SpectralCacheCalibrate", "SpectralCacheProfileLoader", "SpectralCacheMethodApply"
+
+
+@pytest.mark.claim("Calibration", "calibrate, apply, store, load through the server: small FLUX, small Qwen-Image")
+@pytest.mark.parametrize("qwen", [False, True], ids=["flux", "qwen"])
+def test_a_round_trip_through_the_server(server: Any, graphs: Any, qwen: bool) -> None:
+    graph = calibrating(graphs, qwen)
+    settings = {"method": "teacache", "method.threshold": 0.6, "method.start_percent": 0.0, "method.end_percent": 1.0}
+    graph["apply"] = graphs.node(METHOD, model=graphs.link("shift"), profile=graphs.link("calibrate"), **settings)
+    outputs = server.run(graph)["outputs"]
+    trace, report = json.loads(outputs["stats"]["trace"][0]), outputs["words"]["text"][0]
+    name = report.split("Stored as ")[1].split(".")[0]
+    assert name.startswith("round trip") and "explains" in report and outputs["curves"]["images"]
+    assert trace["profile"].startswith(f"{name} (") and not [note for note in trace["notes"] if "profile" in note]
+    assert 1 < trace["skipped"] < 7  # the unit is measured on runs like this one
+    assert f"Profile: {name} (" in outputs["stats"]["text"][0]
+    again = {key: node for key, node in graph.items() if key not in ("calibrate", "words", "curves")}
+    again["load"] = graphs.node(LOADER, name=name)
+    again["apply"]["inputs"]["profile"] = graphs.link("load")
+    repeated = json.loads(server.run(again)["outputs"]["stats"]["trace"][0])
+    skipped = [[e["step"] for e in t["evaluations"] if e["skip"]] for t in (trace, repeated)]
+    assert repeated["profile"] == trace["profile"] and skipped[0] == skipped[1]
+    assert name in server.object_info(LOADER)["input"]["required"]["name"][1]["options"]
+    again["load"]["inputs"]["name"] = "gone"
+    gone = json.loads(server.run(again)["outputs"]["stats"]["trace"][0])
+    assert not gone["profile"] and any("the profile gone is not used" in note for note in gone["notes"])

@@ -164,20 +164,6 @@ def test_added_image_tokens_move_the_run_to_whole_model_calls(host: Any) -> None
     assert any("image tokens enter the blocks" in note for note in trace["notes"])
 
 
-@pytest.mark.claim("FreqCa", "Wan 2.1, SD3 and Chroma through whole model calls")
-@pytest.mark.parametrize("family", ["wan2.1", "sd3", "chroma"])
-def test_any_model_through_the_model_site(host: Any, family: str) -> None:
-    patcher, text, shape = host.tiny.load(family)
-    generator = torch.Generator().manual_seed(1)
-    conditioning = [[torch.randn(1, 8, text, generator=generator), {"pooled_output": torch.randn(1, 64)}]]
-    options = {"latent": torch.zeros(shape), "positive": conditioning, "negative": conditioning, "steps": STEPS}
-    plain = host.sample(patcher, **options)
-    assert torch.equal(host.sample(host.freqca(patcher, warmup_steps=100), **options), plain)
-    out = host.sample(host.freqca(patcher), **options)
-    assert computed(host) == COMPUTED and torch.isfinite(out).all()
-    assert host.trace()["site"] == "model"
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(host: Any, dtype: torch.dtype) -> None:
     import comfy.sd

@@ -1,4 +1,6 @@
-"""Site model: any model without an architecture file, on tiny random members of six families."""
+"""Site model: any model without an architecture file, on tiny random members of five families, three through the host's
+own loader. What holds on every family of the host is in test_families.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-LOADED = ("flux2", "hunyuan_video", "wan2.1", "sd3")
+LOADED = ("flux2", "hunyuan_video", "sd3")
+WAN = ("wan2.1",)
+"""In test_wan."""
 BUILT = ("next_dit", "chroma")
 UNETS = ("sd15", "sdxl")
 """In test_unet."""
@@ -41,39 +45,7 @@ def family(request: pytest.FixtureRequest, host: Any) -> Family:
 
 
 def test_every_tiny_family_is_covered(host: Any) -> None:
-    assert (tuple(host.tiny.LOADED), tuple(host.tiny.BUILT)) == (LOADED, (*UNETS, *BUILT))
-
-
-def test_never_skipping_is_bit_identical(host: Any, family: Family) -> None:
-    plain = family.sample(family.patcher, cfg=3.0)
-    for threshold in (0.0, 1e-6):
-        assert torch.equal(family.sample(host.apply(family.patcher, threshold=threshold), cfg=3.0), plain)
-        assert host.trace()["skipped"] == 0
-
-
-@pytest.mark.claim(
-    "Models",
-    "Flux.2, HunyuanVideo, Wan 2.1, SD3, NextDiT and Chroma: whole model calls",
-)
-def test_a_cached_run_skips_whole_model_calls(host: Any, family: Family) -> None:
-    calls = 0
-    diffusion_model = family.patcher.model.diffusion_model
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    handle = diffusion_model.register_forward_pre_hook(count)
-    try:
-        out = family.sample(host.apply(family.patcher, **SKIPPING), cfg=1.0)
-    finally:
-        handle.remove()
-    trace = host.trace()
-    assert torch.isfinite(out).all()
-    assert (trace["site"], trace["state"]) == ("model", "done")
-    assert trace["skipped"] >= 4 and calls == trace["computed"] == STEPS - trace["skipped"]
-    plain = family.sample(family.patcher, cfg=1.0)
-    assert not torch.equal(out, plain)
+    assert {*host.tiny.LOADED} == {*LOADED, *WAN} and {*host.tiny.BUILT} == {*UNETS, *BUILT}
 
 
 def test_a_skip_holds_the_derivative(host: Any, family: Family) -> None:

@@ -106,6 +106,7 @@ QWEN_IMAGE = {
 }
 FLUX1 = FLUX | {"depth_single_blocks": 3, "guidance_embed": False, "txt_ids_dims": []}
 """Half the width and half the blocks of the small trained FLUX."""
+UNTRAINED = {"flux": FLUX1, "flux of two blocks": FLUX1 | {"depth": 1, "depth_single_blocks": 1}}
 LOADED = {
     "flux2": ("comfy.ldm.flux.model", "Flux", FLUX2, CONTEXT, (1, 128, 6, 8)),
     "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideo", HUNYUAN_VIDEO, CONTEXT, (1, 16, 2, 8, 8)),
@@ -172,19 +173,24 @@ def randomize(module: torch.nn.Module, seed: int = 0, spread: float = 0.05, norm
         parameter.data = mean + torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * spread
 
 
-def load(family: str) -> tuple[Any, int, tuple[int, ...]]:
-    """A ModelPatcher, its text width and a latent shape."""
-    if family == "flux":
-        return _through_the_loader("comfy.ldm.flux.model", "Flux", FLUX1, CONTEXT, (1, 16, 8, 8))
+def load(family: str, dtype: torch.dtype | None = None) -> tuple[Any, int, tuple[int, ...]]:
+    """A ModelPatcher, its text width and a latent shape. `dtype`: as the loader's node is told it, for its weights."""
+    if family in UNTRAINED:
+        return _through_the_loader("comfy.ldm.flux.model", "Flux", UNTRAINED[family], CONTEXT, (1, 16, 8, 8), dtype)
     if family in LOADED:
-        return _through_the_loader(*LOADED[family])
+        return _through_the_loader(*LOADED[family], dtype)
     if family in BUILT:
         return _from_the_class(*BUILT[family])
     return _from_the_class(*DESCRIBED[family], spread=0.1, norm=1.0)  # so that text, mask and references tell
 
 
 def _through_the_loader(
-    module: str, name: str, arguments: dict[str, Any], text: int, shape: tuple[int, ...]
+    module: str,
+    name: str,
+    arguments: dict[str, Any],
+    text: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Any, int, tuple[int, ...]]:
     import importlib
 
@@ -196,7 +202,7 @@ def _through_the_loader(
         model = cls(**arguments, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
         randomize(model)
         weights = {key: value.clone() for key, value in model.state_dict().items()}
-        patcher = comfy.sd.load_diffusion_model_state_dict(weights)
+        patcher = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": dtype} if dtype else {})
     assert patcher is not None, f"the host's loader did not recognise the tiny {name}"
     return patcher, text, shape
 
@@ -273,3 +279,31 @@ class Qwen:
             assert trace["skipped"] >= least and trace["partial"] == 0 and trace["notes"] == [], trace["notes"]
             assert ran * len(trace["evaluations"]) == blocks * trace["computed"]
         return trace
+
+
+class Wan:
+    """The small Wan, two frames of text to video: its conditioning and its runs."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+        self.model, self.text, self.shape = load("wan2.1")
+        randomize(self.diffusion_model, spread=0.1, norm=1.0)
+
+    @property
+    def diffusion_model(self) -> Any:
+        return self.model.model.diffusion_model
+
+    @property
+    def blocks(self) -> Any:
+        return self.diffusion_model.blocks
+
+    def conditioning(self, seed: int) -> list[Any]:
+        """Random text, b m d = 1 8 4096."""
+        return [[torch.randn(1, 8, self.text, generator=torch.Generator().manual_seed(seed)), {}]]
+
+    def sample(self, model: Any = None, **options: Any) -> torch.Tensor:
+        """One run through the host's own sampling function: b c t h w."""
+        sides = {"positive": self.conditioning(1), "negative": self.conditioning(2)}
+        latent = torch.zeros(self.shape)
+        out: torch.Tensor = self.host.sample(model or self.model, **{"latent": latent, "steps": 7} | sides | options)
+        return out

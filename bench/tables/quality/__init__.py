@@ -13,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser, "four pairs")
     parser.add_argument("--steps", type=int, default=28, help="of --quick (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="every row at every number of steps and guidance: hours")
+    parser.add_argument("--only", nargs=2, type=float, metavar=("STEPS", "CFG"),
+                        help="measure this group alone; the CSV's others stay as they are")  # fmt: skip
     fill.add_arguments(parser)
 
 
@@ -27,7 +29,13 @@ def run(options: argparse.Namespace) -> int:
     except MissingPresets as error:
         say(f"bench quality: {error}")
         return 1
-    return fill.carry_out(options, "quality", groups, report, fill.quick_folder(options), also=with_plot)
+    if options.only:
+        groups = [found for found in groups if [found.steps, found.cfg] == options.only]
+        if not groups:
+            say(f"bench quality: no group of {options.only[0]:g} steps at CFG {options.only[1]:g}")
+            return 1
+    folder = fill.quick_folder(options)
+    return fill.carry_out(options, "quality", groups, report, folder, also=with_plot, beside=bool(options.only))
 
 
 def with_plot(rows: fill.Rows, folder: Path) -> None:

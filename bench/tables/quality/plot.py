@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab.presets import FEWER
-from bench.lab.reading import Row, controls, families, groups, title
+from bench.lab.reading import Row, controls, families, main_group, title
 from bench.lab.table import number
 
 COLOURS = (
@@ -31,10 +31,10 @@ class Curve:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws the largest group."""
+    """Draws the group that rests on the most pairs."""
     from matplotlib.figure import Figure  # a developer tool: not needed for the tables
 
-    group = max(groups(rows), key=len)
+    group = main_group(rows)
     figure = Figure(figsize=(14.4, 6.8), layout="constrained")
     figure.suptitle(f"Closeness to the full run, small FLUX, {title(group)}")
     axes = figure.subplots(1, len(PANELS))

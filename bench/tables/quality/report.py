@@ -4,58 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.lab.intervals import at
-from bench.lab.presets import FEWER
-from bench.lab.reading import BUDGETS, HEADING, Row, cells, controls, curve, families, groups, matched, sign, title
+from bench.lab.fill import MEASURED
+from bench.lab.reading import HEADING, Row, cells, controls, groups, matched, title
 from bench.lab.table import document, markdown
-
-EVEN = 0.1
-"""Differences in dB that the table's one decimal hardly shows."""
-
-
-def showing(rows: Sequence[Row]) -> str:
-    """The paragraph on one group, from its rows alone."""
-    sentences = []
-    for family, members in families(rows).items():
-        if controls(family):
-            continue
-        skipping = [row for row in members if int(row["skipping"])]
-        better, worse = ([row for row in skipping if sign(row) == s] for s in (1, -1))
-        even = len(skipping) - len(better) - len(worse)
-        parts = [f"{family}: closer to the full run than fewer steps in {len(better)} of {len(skipping)} settings"]
-        if worse:
-            parts.append(f"further away in {len(worse)} ({', '.join(row['name'] for row in worse)})")
-        if even:
-            parts.append(f"undecided in {even}")
-        sentences.append(", ".join(parts) + ".")
-    return " ".join([*sentences, *best(rows)])
-
-
-def best(rows: Sequence[Row]) -> list[str]:
-    """At each budget: who comes closest, and how far from both controls."""
-    steps = int(rows[0]["steps"])
-    sentences = []
-    for budget in BUDGETS:
-        place = steps / budget
-        values = {family: at(curve(members), place) for family, members in families(rows).items()}
-        known = {family: value for family, value in values.items() if value is not None}
-        ours = {family: value for family, value in known.items() if not controls(family)}
-        plain = known.get(FEWER)
-        if not ours or plain is None:
-            continue
-        winner = max(ours, key=lambda family: ours[family])
-        relation = "ahead of" if ours[winner] > plain else "BEHIND"
-        level = [family for family in ours if family != winner and ours[winner] - ours[family] < EVEN]
-        also = f" (level with {', '.join(level)})" if level else ""
-        text = f"At {budget:g}x, {winner}{also} is closest of the caches ({ours[winner]:.1f} dB), {relation} fewer "
-        text += f"steps ({plain:.1f} dB)"
-        dense = {family: value for family, value in known.items() if controls(family) and family != FEWER}
-        if dense:
-            top = max(dense, key=lambda family: dense[family])
-            verdict = "ahead of" if ours[winner] > dense[top] else "BEHIND"
-            text += f"; {verdict} {top} without any cache ({dense[top]:.1f} dB)"
-        sentences.append(text + ".")
-    return sentences
+from bench.lab.verdict import showing
 
 
 def report(rows: Sequence[Row], about: str) -> str:
@@ -73,6 +25,8 @@ def report(rows: Sequence[Row], about: str) -> str:
             parts += ["At matched budgets (computed evaluations; interpolated, blank where no preset brackets it):",
                       markdown(*matched(group))]  # fmt: skip
         parts.append(markdown(HEADING, [cells(row) for row in group]))
+        if group[0].get(MEASURED):
+            parts.append(f"These rows: {group[0][MEASURED]}")
     parts += [
         "PSNR in dB and SSIM of the decoded picture in float (identical pictures left out of the PSNR), then of the "
         "latent with its own range as the peak. PSNR and SSIM over fewer steps: the mean of paired differences to the "
@@ -83,6 +37,6 @@ def report(rows: Sequence[Row], about: str) -> str:
         "model's input in place; in float32, as on this CPU, ComfyUI then forms the picture from the overwritten "
         "tensor. In half precision a cast copies that input first. Its rows are measured with such a copy, so as it "
         "works on a GPU; the row unrepaired shows it without.",
-        about,
+        "Where its rows are from stands below each table." if all(row.get(MEASURED) for row in rows) else about,
     ]
     return document(*parts)

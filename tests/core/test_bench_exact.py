@@ -1,0 +1,67 @@
+"""What `bench exact` compares, and what its page says: from made-up rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.lab.reading import Row
+from bench.tables.exact import report
+from bench.tables.exact.grid import EVALUATIONS, OTHERS, RECOMMENDED, SAMPLERS, Auto, Plain, Size, others
+from cache_core import methods
+
+AUTO = Auto(*RECOMMENDED).name
+
+
+def row(name: str, budget: int, psnr: float, margin: float | None = None, **more: str) -> Row:
+    kind = "Auto" if name.startswith("Auto") else "plain"
+    told = "" if margin is None else str(margin)
+    return {
+        "stage": "main", "cfg": "1.0", "kind": kind, "family": name, "name": name, "budget": str(budget), "pairs": "8",
+        "steps": "0", "computed": str(budget), "latent_psnr": str(psnr), "psnr": str(psnr), "feature": "",
+        "psnr_worst_tenth": str(psnr - 3), "own_psnr": "", "rival": "ipndm + beta", "margin": told, "margin_low": told,
+        "margin_high": told, **more,
+    }  # fmt: skip
+
+
+def rows(margin: float) -> list[Row]:
+    return [
+        made
+        for budget in (6, 8)
+        for made in (row("ipndm + beta", budget, 30.0), row(AUTO, budget, 30.0 + margin, margin))
+    ]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("budget", [6, 7, 8])
+def test_a_rival_never_has_less_work(sampler: str, budget: int) -> None:
+    """A step costs one evaluation; heun and its like two but the last; heunpp2 three, but the last two."""
+    count, each = Plain(sampler, "simple").count(budget), EVALUATIONS.get(sampler, 1)
+
+    def cost(steps: int) -> int:
+        return {1: steps, 2: 2 * steps - 1, 3: 3 * steps - 3}[each]
+
+    assert cost(count) >= budget > cost(count - 1)
+
+
+def test_the_page_says_what_is_reached_and_where_it_is_behind() -> None:
+    text = report.report(rows(2.5), "somewhere")
+    assert "6: +2.5 dB (the 2 asked); 8: +2.5 dB (NOT the 3.5 asked). It is behind nowhere." in text
+    assert "behind the best plain combination at 6, 8." in report.report(rows(-1.0), "somewhere")
+    assert "| best plain combination | ipndm + beta | ipndm + beta |" in text
+    assert "feature distance" not in text  # nothing was looked at
+
+
+def test_other_caches_are_read_at_equal_work_only() -> None:
+    cached = [row("FreqCa", n, psnr, stage="cache", steps="28") for n, psnr in ((7, 20.0), (9, 24.0))]
+    text = report.report([*rows(1.0), *cached], "somewhere")
+    assert "| FreqCa |  | 22.0 |" in text
+
+
+def test_every_setting_of_the_other_caches_exists() -> None:
+    assert {way.preset.method for way in others()} == {"freqca", "spectralcache", "spectrum", "foca", "easycache"}
+    assert all(methods()[way.preset.method](**way.preset.params) for way in others())
+    assert {way.name for way in others()} == {name for names in OTHERS.values() for name in names}
+
+
+def test_the_recommended_set_up_is_measured_on_all_pairs() -> None:
+    assert RECOMMENDED in Size().auto

@@ -1,0 +1,151 @@
+"""`bench mine` and `bench dynamics` on the real host, in this process: the small models in a user's places, through the
+host's own loaders, at a size of seconds. What they measure is judged nowhere here.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / "bench" / "weights"
+WIDTH, LAYERS, VOCABULARY, LONGEST = 64, 2, 49408, 77
+"""Of a text encoder that the small FLUX understands, in CLIP-L's format."""
+SMALL = ("--device", "cpu", "--steps", "6", "--size", "96x96", "--yes")
+Bench = Callable[..., int]
+
+
+@pytest.fixture
+def bench(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """`dev.py bench`, as far as this process is concerned."""
+    spec = importlib.util.spec_from_file_location("bench_run", ROOT / "bench" / "run.py")
+    assert spec is not None and spec.loader is not None
+    run: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    monkeypatch.setenv("SPECTRALCACHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run.find_modules()
+
+    def start(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        return int(run.main([*arguments, "--out", str(tmp_path / "out")]))
+
+    return start
+
+
+def rows(file: Path) -> dict[str, dict[str, str]]:
+    with open(file, encoding="utf-8", newline="") as handle:
+        return {row["name"]: row for row in csv.DictReader(handle)}
+
+
+def encoder(host: Any, file: Path) -> None:
+    """CLIP-L's format at a width of 64: a word's first token is the vector that the small FLUX learned for it, all else
+    nothing; its layers add nothing.
+    """
+    tokenizer = importlib.import_module("comfy.sd1_clip").SDTokenizer()
+    table = torch.zeros(VOCABULARY, WIDTH)
+    for word in "a photo of large small medium red blue circle star on grass sky rocket cat".split():
+        first = tokenizer.tokenize_with_weights(word)[0][1][0]
+        table[first] = host.words.vector(word)
+    places = torch.zeros(LONGEST, WIDTH)
+    for i in range(host.words.TOKENS):  # behind the start token
+        places[i + 1] = host.words.POSITION_SCALE * host.words.vector(f"pos{i}")
+    square, row = torch.zeros(WIDTH, WIDTH), torch.zeros(WIDTH)
+    inside = [f"text_model.encoder.layers.{i}." for i in range(LAYERS)]
+    parts = [*(f"self_attn.{part}_proj" for part in "qkv"), "self_attn.out_proj", "mlp.fc1", "mlp.fc2"]
+    linear = [layer + part for layer in inside for part in parts]
+    norms = [layer + part for layer in inside for part in ("layer_norm1", "layer_norm2")]
+    norms.append("text_model.final_layer_norm")
+    weights = {
+        "text_model.embeddings.token_embedding.weight": table,
+        "text_model.embeddings.position_embedding.weight": places,
+        "text_projection.weight": torch.eye(WIDTH),
+        **{f"{name}.weight": square.clone() for name in linear},
+        **{f"{name}.weight": torch.ones(WIDTH) for name in norms},
+        **{f"{name}.bias": row.clone() for name in [*linear, *norms]},
+    }
+    save_file({name: value.contiguous() for name, value in weights.items()}, file)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host builds CLIP-L at that width, through its own seam: else its dimensions come from a file of its own."""
+    sd = importlib.import_module("comfy.sd")
+    own, sizes = sd.load_clip, {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+                                "intermediate_size": WIDTH}  # fmt: skip
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        options = {**kwargs.pop("model_options", {}), "model_config": dict(sizes)}
+        return own(*args, **kwargs, model_options=options)
+
+    monkeypatch.setattr(sd, "load_clip", load)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_users_own_files_are_measured_and_resumed(
+    bench: Bench, host: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder(host, tmp_path / "clip_l.safetensors")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a photo of rocket\n\na large red circle on grass\n", "utf-8")
+    arguments = ("mine", "--unet", str(WEIGHTS / "tiny_flux.safetensors"), "--clip",
+                 str(tmp_path / "clip_l.safetensors"), "--vae", str(WEIGHTS / "tiny_taef1.safetensors"),
+                 "--prompts", str(prompts), "--pairs", "1", "--exact", "4", *SMALL)  # fmt: skip
+    assert bench(*arguments) == 0
+    out = tmp_path / "out"
+    found = rows(out / "mine.csv")
+    assert float(found["every step, again"]["psnr"]) == float("inf")
+    assert float(found["Auto 2x"]["computed"]) == 3 == float(found["3 steps"]["computed"])
+    on_dpmpp = found["3 steps, dpmpp_2m, simple"]
+    assert on_dpmpp["psnr"] not in (found["3 steps"]["psnr"], found["3 steps, ipndm, beta"]["psnr"])
+    assert all(row["exact"] and float(row["seconds"]) > 0 for row in found.values()) and len(found) > 20
+    page = (out / "mine.md").read_text("utf-8")
+    assert "| Auto 2x | 3.0 |" in page and "clip_l.safetensors" in page and "a photo of rocket" in page
+    assert "6 steps, CFG 3, 96 x 96, shift 1.5" in page and "ComfyUI" in page
+    assert Image.open(out / "sheet.jpg").width > 1000
+    first = capsys.readouterr().err
+    assert "about" in first and "Auto 2x: 3 of 6 computed" in first
+    runs = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert bench(*arguments) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == runs
+    assert "Auto 2x" not in capsys.readouterr().err, "nothing is made again"
+
+
+def test_what_cannot_be_measured_is_said_with_the_way_out(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    unet, vae = (str(WEIGHTS / name) for name in ("tiny_flux.safetensors", "tiny_taef1.safetensors"))
+    for arguments, said in (
+        (("--vae", vae), "give --unet FILE"),
+        (("--unet", "absent.safetensors"), "--unet: absent.safetensors is no file, and none of diffusion_models"),
+        (("--unet", unet), "give --vae FILE"),
+        (("--unet", vae, "--vae", vae), "ComfyUI's loaders"),
+        (("--unet", unet, "--vae", vae, "--size", "big"), "--size: big is no size; write 1024x1024"),
+    ):
+        assert bench("mine", *SMALL, *arguments) == 1
+        assert said in capsys.readouterr().err, arguments
+
+
+def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(bench: Bench, host: Any, tmp_path: Path) -> None:
+    assert bench("dynamics", "--quick", "--side", "12") == 0
+    with open(tmp_path / "out" / "dynamics.csv", encoding="utf-8", newline="") as handle:
+        found = list(csv.DictReader(handle))
+    parts = {(row["part"], row["series"]) for row in found}
+    assert {part for part, _ in parts} == {
+        "sensitivity", "depth", "bands", "similarity", "continuity", "forecast", "relation",
+    }  # fmt: skip
+    assert all(float(row["value"]) > 0 for row in found if row["part"] in ("sensitivity", "depth", "bands"))
+    assert all(-1.001 <= float(row["value"]) <= 1.001 for row in found if row["part"] in ("similarity", "continuity"))
+    whole = {(row["series"], row["x"]): float(row["value"]) for row in found if row["part"] == "depth"}
+    assert whole["from the start", "4"] > whole["from the start", "1"]
+    page = (tmp_path / "out" / "dynamics.md").read_text("utf-8")
+    assert "published" in page and "§3.3" in page
