@@ -219,8 +219,15 @@ PRESETS: Mapping[str, list[Cached]] = {
 }
 
 
-ELSEWHERE = ("deepcache",)
+DEEPCACHE = [
+    *_swept("DeepCache", "deepcache", "interval", (2, 3, 4, 5, 7, 10)),
+    *_swept("DeepCache, quadratic", "deepcache", "interval", (3, 4, 5, 7, 10), schedule="quadratic"),
+    *_swept("DeepCache, two blocks more", "deepcache", "interval", (2, 3, 5, 10), branch=2),
+]
+ELSEWHERE: Mapping[str, list[Cached]] = {"deepcache": DEEPCACHE}
 """Methods for models that the small FLUX is not."""
+PARTS = ("FreqCa, SpectralCache's gate", "hold, every N")
+"""Families that show what a part of a method is worth, and are not the method as it was published."""
 NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")
 """Methods that do nothing at CFG 1."""
 

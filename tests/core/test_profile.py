@@ -96,6 +96,11 @@ def test_other_files_are_refused(data: bytes, words: str) -> None:
         from_bytes(data)
 
 
+def test_a_profile_of_as_many_steps_as_it_says() -> None:
+    with pytest.raises(CacheError, match="says 13 steps and holds 12"):
+        from_bytes(to_bytes(profile(steps=13)))
+
+
 def test_both_are_as_measured_and_what_is_older_alone_adds_its_own() -> None:
     """0.03 a step alone together, of which 0.01 cancels: at equal ages as measured, one step more of the MLP 0.02."""
     world = measured(profile(together=0.01))
@@ -136,7 +141,7 @@ def test_another_model_sampler_or_guidance_is_refused() -> None:
     assert mine.refusal(ABOUT["model"]) == ""
     assert "not for this model" in mine.refusal("FLUX.1, 57 blocks of 3072")
     assert mine.refusal_in("euler", False, 1.0, False) == "" == mine.refusal_in("heun", False, None, False)
-    assert "guidance" in mine.refusal_in("euler", False, 4.0, False)
+    assert all("guidance" in mine.refusal_in("euler", False, cfg, False) for cfg in (1.5, 4.0))
     assert "adds noise of its own" in mine.refusal_in("euler_ancestral", True, 1.0, False)
     assert [bool(mine.refusal_in("euler", False, 1.0, False, size)) for size in ((8, 8), (16, 32), (16, 33))] == [
         False, False, True,
