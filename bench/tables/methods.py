@@ -132,7 +132,9 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
         needs = "a U-Net (SD1.5, SDXL)"
     else:
         needs = "blocks (FLUX.1, Qwen-Image, Wan)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
-    size = SIZES.get(rules[0].places[0].kind, "model outputs")
+    kind = rules[0].places[0].kind
+    alone = kind == "blocks" and rules[0].feature != "affine"
+    size = "features of every block" if alone else SIZES.get(kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 
 
