@@ -80,7 +80,7 @@ def test_the_environment_is_found_again_until_something_pinned_changes(monkeypat
 def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypatch):
     runs = []
 
-    def set_up(_version, _python, source, environment):
+    def set_up(_version, _python, source, environment, _lender=None):
         runs.append(environment)
         setup_host.python_in(environment).parent.mkdir(parents=True, exist_ok=True)
         setup_host.python_in(environment).touch()

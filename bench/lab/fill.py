@@ -17,6 +17,8 @@ from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
 
 if TYPE_CHECKING:
+    from bench.lab.lab import Lab
+    from bench.lab.painter import Painter
     from bench.lab.studio import Studio
 
 EVERY = 20
@@ -24,6 +26,8 @@ EVERY = 20
 MEASURED = "measured"
 """The column of a CSV whose rows were made at different times: where each is from."""
 
+Opened = Callable[["Lab", int], "Painter"]
+"""A model in a lab, at a side."""
 Rows = list[dict[str, str]]
 Report = Callable[[Rows, str], str]
 """The page from the CSV's rows and the line on where they are from."""
@@ -56,15 +60,19 @@ def carry_out(
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
     beside: bool = False,
+    opened: Opened | None = None,
 ) -> int:
     """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
     folder.
 
-    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`).
+    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`). opened: another
+    model than the small FLUX.
     """
-    return written(
-        options, name, lambda table: measure(groups, table, options.share, options.side, beside), report, folder, also
-    )
+
+    def make(table: Path) -> str:
+        return measure(groups, table, options.share, options.side, beside, opened)
+
+    return written(options, name, make, report, folder, also)
 
 
 def carry_out_records(
@@ -130,6 +138,7 @@ def measure(
     share: str | None,
     side: int | None = None,
     beside: bool = False,
+    opened: Opened | None = None,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share.
@@ -143,7 +152,7 @@ def measure(
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     started = shown = time.monotonic()
     with torch.inference_mode():
-        runner = Runner(Studio(Lab(), side or SIDE), Store())
+        runner = Runner((opened or Studio)(Lab(), side or SIDE), Store())
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()

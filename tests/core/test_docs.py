@@ -14,13 +14,23 @@ from bench.run import tables
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def keys_of(name: str, file: str) -> list[str]:
+    """The keys of a dict that a file of the host tests states."""
+    for node in ast.parse((ROOT / "tests" / "host" / file).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name and isinstance(node.value, ast.Dict):
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise AssertionError(f"{file} states no dict {name}")
+
+
 def claims() -> set[tuple[str, str]]:
-    """(area, what) of every `claim` marker in the host tests."""
+    """(area, what) of every `claim` marker in the host tests; one of each family where it is marked by a variable."""
     found = set()
     for path in sorted((ROOT / "tests" / "host").glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.claim":
-                found.add(tuple(ast.literal_eval(argument) for argument in node.args))
+                area, what = node.args
+                each = keys_of("FAMILIES", "families.py") if isinstance(what, ast.Name) else [ast.literal_eval(what)]
+                found |= {(ast.literal_eval(area), one) for one in each}
     return found
 
 

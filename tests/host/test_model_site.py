@@ -1,5 +1,5 @@
-"""Site model: any model without an architecture file, on tiny random members of five families, three of them through the
-host's own loader. What holds on every family of the host is in test_families.
+"""Site model: any model without an architecture file, on tiny random members of five families, three through the host's
+own loader. What holds on every family of the host is in test_families.
 """
 
 from __future__ import annotations
