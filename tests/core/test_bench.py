@@ -712,6 +712,15 @@ def row(family: str, name: str, computed: float, psnr: float, over: float = 0.0)
     return {name: str(value) for name, value in (group | known | paired_).items()}
 
 
+def test_a_walk_that_is_stopped_leaves_the_pairs_that_are_whole() -> None:
+    arms = [presets.fewer(n) for n in (4, 6, 8)]
+    both = [lab_grid.group(28, 3.0, 2, arms), lab_grid.group(20, 1.0, 4, arms[:2])]
+    whole = {done: [(g.steps, len(g.pairs)) for g in lab_grid.complete(both, done)] for done in (2, 5, 6, 7, 11, 14)}
+    assert whole == {2: [], 5: [(28, 1)], 6: [(28, 2)], 7: [(28, 2)], 11: [(28, 2), (20, 2)], 14: [(28, 2), (20, 4)]}
+    made = [done for done, _ in lab_grid.walk(both, made_up)]
+    assert made == list(range(1, 15))
+
+
 def test_deriving_the_negative_is_judged_at_equal_cost() -> None:
     """Auto can save the same by computing fewer steps, so that is what deriving is held against."""
     plain = [row(presets.AUTO, "Auto 8", 8, 30, 5), row(presets.AUTO, "Auto 12", 12, 38, 9)]
