@@ -20,7 +20,7 @@ which basis is better; here it only damps within one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,9 +36,12 @@ SLOPE, GAINS = "slope", "gains"
 
 @dataclass(frozen=True, slots=True)
 class BackTested(Predictor):
-    """See the module docstring. `bands`: 1 to 4; one where tokens lie on no known grid."""
+    """See the module docstring. `bands`: 1 to 4; one where tokens lie on no known grid. apart: whether latents that are
+    packed into one are tested each by itself.
+    """
 
     bands: int = 3
+    apart: bool = field(default=False, kw_only=True)
 
     @property
     def depth(self) -> int:  # type: ignore[override]

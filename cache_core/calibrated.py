@@ -134,11 +134,11 @@ Count = Callable[[int], int]
 """How many of a run's steps are computed."""
 
 
-def forecast(bands: int, profile: Profile | None, count: Count) -> BackTested:
-    """What stands in, by a profile where there is one."""
+def forecast(bands: int, profile: Profile | None, count: Count, apart: bool = False) -> BackTested:
+    """What stands in, by a profile where there is one. apart: for packed latents each by itself."""
     if profile is None:
-        return BackTested(bands)
-    return Calibrated(bands, course_of(profile), partial(_dense, profile, count))
+        return BackTested(bands, apart=apart)
+    return Calibrated(bands, apart=apart, course=course_of(profile), counts=partial(_dense, profile, count))
 
 
 def repayment(profile: Profile | None, count: Count) -> Repay:

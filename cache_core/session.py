@@ -17,7 +17,7 @@ Reading sigma is deferred to the first decision, so that it shares the read with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,7 +54,7 @@ class Session:
         self.keep, self.observe, self.has_float64 = keep, observe, has_float64
         self.told_to_correct = corrects
         self.active = not method.never
-        self.motion = Motion(keep, measures, suspect=not corrects) if self.active else None
+        self.motion = Motion(keep, measures) if self.active else None
         self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
@@ -94,11 +94,12 @@ class Session:
     def answer(self, x: Tensor, denoised: Tensor) -> None:
         """See what the sampler is told: the result of the evaluation that is about to end."""
         evaluation = self.evaluation
-        if evaluation is None or not self.active or self.motion is None or evaluation.apart:
+        if evaluation is None or not self.active or self.motion is None or evaluation.apart not in ("", SIGMA_ROSE):
             return
-        if not any(track.verdict is not None and track.verdict.skip for track in self.tracks):
+        computed = not any(track.verdict is not None and track.verdict.skip for track in self.tracks)
+        if computed and not evaluation.apart:
             self.motion.computed(x, denoised, evaluation.sigma)
-            self.motion.leave(x, denoised, evaluation.sigma)
+        self.motion.leave(denoised, computed)
 
     @property
     def alarm(self) -> str:
@@ -110,6 +111,11 @@ class Session:
         if self.rolled:
             return ROLLED
         return THROWN_AWAY if self.motion.gone > THROWN else ""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the sampler has thrown every latent away until now; its next moves tell whether it always does."""
+        return self.motion is not None and self.motion.doubtful(THROWN)
 
     @property
     def rolled(self) -> bool:
@@ -127,15 +133,15 @@ class Session:
         """See the first model call's result."""
         evaluation = self.evaluation
         if self.parts is not None and evaluation is not None and not evaluation.apart and len(evaluation.calls) == 1:
-            self.parts.leave(x, denoised, evaluation.sigma)
+            self.parts.leave(denoised)
 
-    def read(self, reading: dict[str, float]) -> None:
-        """Take out of what was read what the run itself has asked for."""
+    def read(self, reading: Mapping[str, Sequence[float]]) -> None:
+        """Take what the run itself has asked for."""
         for motion in self._motions():
             motion.read(reading)
 
     def figures(self) -> Figures:
-        """What the run itself wants read."""
+        """What the run itself wants read: each of any length."""
         return {name: figure for motion in self._motions() for name, figure in motion.figures().items()}
 
     def in_parts(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -340,7 +341,9 @@ class Track:
         inherited = history[-1].learned if len(before) < len(history) else {}  # of the entry that this one replaces
         new = Feature(step, value, inherited)
         repair = trail.repair[1] if trail.repair and trail.repair[0] == step.index else None
-        correction = self.rule.correction if self.session.corrects else None
+        correction = self.rule.correction
+        if correction is not None and not (self.session.corrects or correction.through_noise):
+            correction = None
         if correction is not None and lane.gap and history:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
         if correction is not None and (repair is not None or trail.debt) and trail.repair is None:
@@ -349,14 +352,16 @@ class Track:
         learned, figures = predictor.learn(before, new, grid)
         new = replace(new, learned={name: keep(tensor) for name, tensor in learned.items()})
         trail.history, trail.repair = trail.history.push(self._held(new)), None
-        lane.stored = True
         if repair is not None and self.session.revisits:  # further evaluations of this step need it too
             trail.repair = (step.index, keep(repair))
         held = {id(tensor) for tensor in (value, *lane.past.values())}
         seen = self.rule.signal.observe(step, value, lane.past, tap, grid)
         lane.past = {name: tensor if id(tensor) in held else keep(tensor) for name, tensor in seen.items()}
         if key == self._leader and figures:
-            self._evidence = {name: keep(figure) for name, figure in figures.items()}
+            known = self._evidence if lane.stored else {}  # another unit's of this evaluation: the worst one counts
+            worst = {name: torch.maximum(known.get(name, figure), figure) for name, figure in figures.items()}
+            self._evidence = {name: keep(figure) for name, figure in worst.items()}
+        lane.stored = True
         self._tell(key, unit, new, figures, skipped=False)
         return repair
 
@@ -396,14 +401,15 @@ class Track:
             figures |= self._evidence
             figures |= signal.score(look, lane.computed_past if signal.reference == "computed" else lane.past)
         self._figures = figures
-        if evaluation.step is None:
-            figures = {**figures, **self.session.figures()}
+        beside = self.session.figures() if evaluation.step is None else {}
         if home != evaluation.sigma.device:
             wide = self.session.has_float64(evaluation.sigma.device)
-            figures = {name: _scalar(value, home) for name, value in _read(figures, wide).items()}
+            values, told = _read(figures, beside, wide)
+            self.session.read(told)
+            figures, beside = {name: _scalar(value, home) for name, value in values.items()}, {}
         advanced = ledger if obstacle else gate.advance(figures, ledger, calibration)
-        reading = _read({**figures, **advanced})
-        self.session.read(reading)
+        reading, told = _read({**figures, **advanced}, beside)
+        self.session.read(told)
         step = evaluation.step or self.session.locate(reading.pop("sigma"))
         if evaluation.again:
             advanced = {n: _scalar(v, home) for n, v in gate.start().items()}
@@ -442,6 +448,8 @@ class Track:
             return apart
         if step.index == 0:
             return "first step"
+        if self.session.in_doubt:
+            return "the sampler is looked at"
         if self.session.too_short:
             return "too few steps"
         if step.index == step.total - 1 and not step.open:
@@ -457,10 +465,19 @@ def _scalar(value: float, home: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=home)  # filled there: torch.tensor copies, which waits
 
 
-def _read(figures: Figures, wide: bool = True) -> dict[str, float]:
-    """The one device-to-host read of an evaluation: all scalars in one transfer, in float64 where the device has it."""
-    if not figures:
-        return {}
+def _read(
+    figures: Figures, beside: Figures | None = None, wide: bool = True
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The one device-to-host read of an evaluation: all scalars, and beside them figures of any length, in one
+    transfer, in float64 where the device has it.
+    """
+    vectors = beside or {}
+    if not figures and not vectors:
+        return {}, {}
     dtype = torch.float64 if wide else torch.float32
-    values = torch.stack([value.to(dtype) for value in figures.values()]).tolist()
-    return dict(zip(figures, values, strict=True))
+    parts = [value.reshape(-1) for value in (*figures.values(), *vectors.values())]
+    values = torch.cat([part.to(dtype) for part in parts]).tolist()
+    scalars = dict(zip(figures, values, strict=False))
+    ends = list(itertools.accumulate((value.numel() for value in vectors.values()), initial=len(figures)))
+    told = (values[start:end] for start, end in itertools.pairwise(ends))
+    return scalars, dict(zip(vectors, told, strict=True))

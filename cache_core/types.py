@@ -20,6 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .coefficients import Calibration
+from .placement import even
 
 Figures = dict[str, Tensor]
 """Named scalars, 0-dim, on the device: raw figures of a signal in float32, accumulators in float64."""
@@ -170,6 +171,12 @@ class Step:
         return self.total + min(round(end / (before - end)) if before > end else 0, MOST_EXPECTED)
 
     @property
+    def stands(self) -> tuple[float, ...] | None:
+        """Where each step of the run counts when steps are placed (`placement.even`); None: at its own number."""
+        whole = self.schedule is not None and self.schedule.flow and not self.schedule.open
+        return even(self.schedule.sigmas) if self.schedule is not None and whole else None
+
+    @property
     def position(self) -> float:
         """The abscissa of methods that count in steps: it grows strictly as sigma falls."""
         return self.index + self.offset
@@ -299,6 +306,8 @@ class Predictor:
     """How many it needs before it may be asked."""
     needs_grid: bool = False
     """Whether it looks at tokens in their places."""
+    apart: bool = False
+    """Whether latents that are packed into one are each forecast by themselves."""
 
     def predict(
         self, history: tuple[Feature, ...], now: Step, grid: Grid | None = None, figures: Figures | None = None
@@ -317,6 +326,9 @@ class Predictor:
 
 class Correction:
     """What repairs a computed feature for what was skipped before it. No state of its own."""
+
+    through_noise: bool = False
+    """Whether it repairs although the sampler was seen to add noise of its own."""
 
     def repair(
         self,

@@ -187,6 +187,15 @@ def _equal(one: Any, other: Any) -> bool:
     return tensors and one.shape == other.shape and one.device == other.device and torch.equal(one, other)
 
 
+def packed_shapes(conds: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The shapes of the latents that a run's latent is packed from, as the model is told them; none for a plain one."""
+    for cond in itertools.chain.from_iterable(group or () for group in conds.values()):
+        shapes = getattr(cond.get("model_conds", {}).get("latent_shapes"), "cond", None)
+        if shapes is not None:
+            return [tuple(shape) for shape in shapes]
+    return []
+
+
 def does_more(conds: Mapping[str, Any], model_options: Mapping[str, Any]) -> bool:
     """Whether an evaluation is more than calls of the model, as far as can be seen before the first: windows, tiles,
     ControlNets, LoRA hooks.

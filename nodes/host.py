@@ -46,6 +46,7 @@ from .conditioning import (
     does_more,
     lane_keys,
     moving_windows,
+    packed_shapes,
     passes,
     place_of,
     sections,
@@ -230,7 +231,8 @@ class Run:
         track.section = sections(guider.conds)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         lane = partial(self._lane, guider)
-        site = Guided(track, sampling, lane, passes, partial(self._leave_evaluations, track))
+        down = partial(self._leave_evaluations, track)
+        site = Guided(track, sampling, lane, passes, down, packed_shapes(guider.conds))
         self.guided[track], self.session.recorder.site = site, site.name
         return site
 
@@ -267,6 +269,8 @@ class Run:
             return
         if session.alarm:
             warn(session, session.alarm)
+        elif session.in_doubt:
+            return
         elif session.motion is not None and (session.motion.stochastic or (self.noisy and not session.motion.moves)):
             session.recorder.note(fresh_noise(self.sampler))
 
@@ -788,7 +792,8 @@ def _open_call(
     if call.bypass or not run.session.active:
         return None
     control = args[4] if len(args) > 4 else kwargs.get("control")
-    return ModelCall(call, x, sigma, base_model.model_sampling, control_slots(control), weights(base_model))
+    slots, shapes = control_slots(control), kwargs.get("latent_shapes") or ()
+    return ModelCall(call, x, sigma, base_model.model_sampling, slots, weights(base_model), shapes)
 
 
 def _bare(model: Any) -> Any:

@@ -57,9 +57,7 @@ def _panels(profile: Profile) -> Iterator[tuple[str, list[Curve]]]:
         alike = [float(gram[t, t - 1] / (size[t] * size[t - 1]).sqrt()) for t in range(1, len(size))]
         yield "Cosine of the derivative with the step before", [Curve("cosine", [math.nan, *alike])]
     if "modules" in profile.groups:
-        curves = [
-            Curve(f"{kind}, 1 step", (100 * tables[f"{kind}.change"][0].nanmean(1)).tolist()) for kind in MODULES
-        ]
+        curves = [Curve(f"{kind}, 1 step", (100 * tables[f"{kind}.change"][0].nanmean(1)).tolist()) for kind in MODULES]
         yield "Change of a module's output, in percent, mean over blocks", curves
 
 

@@ -26,14 +26,17 @@ VERSION = "3"
 """Of what is measured: raise it when lab.py, arms.py or this file changes a figure."""
 
 
+def ground(studio: Painter) -> str:
+    """What every figure rests on, beside the code: the model, versions, the size."""
+    size = f" {studio.side}" if isinstance(studio, Studio) and studio.side != SIDE else ""
+    return f"{VERSION} {studio.identity} {studio.lab.about()['versions']}{size}"
+
+
 class Runner:
     """One process's share of the bench."""
 
     def __init__(self, studio: Painter, store: Store) -> None:
-        self.studio, self.store = studio, store
-        self._ground = f"{VERSION} {studio.identity} {studio.lab.about()['versions']}"
-        if isinstance(studio, Studio) and studio.side != SIDE:
-            self._ground += f" {studio.side}"
+        self.studio, self.store, self._ground = studio, store, ground(studio)
         self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
         self._warm = False

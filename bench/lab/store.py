@@ -33,7 +33,8 @@ METHODS = "cache_core/methods"
 class Outcome:
     """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
     processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
-    of the latent, inf and 1 where identical. exact: PSNR of the picture to a converged one, where that was made.
+    of the latent, inf and 1 where identical. exact: PSNR of the picture to a converged one, where that was made;
+    note: why it stood down, or nothing.
     """
 
     computed: float
@@ -47,6 +48,7 @@ class Outcome:
     latent_ssim: float
     estimate: float | None = None
     exact: float | None = None
+    note: str = ""
 
 
 def digest(parts: Iterable[str]) -> str:

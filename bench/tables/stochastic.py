@@ -11,7 +11,6 @@ import argparse
 import importlib
 import inspect
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,30 +18,23 @@ from typing import Any
 import torch
 
 from bench.lab import Studio, fill
+from bench.lab.arms import method_version
 from bench.lab.intervals import paired
+from bench.lab.noise import Path
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
+from bench.lab.runner import ground
+from bench.lab.store import Outcome, Store, digest
 from bench.lab.table import document, fixed, markdown, number
-from cache_core.metrics import psnr
-from cache_core.types import Method
+from cache_core.corrections import Repay
+from cache_core.metrics import psnr, ssim
+from cache_core.types import Correction, Method
 
 STEPS, COUNT, PAIRS = 28, 14, 4
 GUIDANCE = (1.0, 3.0)
-DEEP = 20_000
-"""Calls in each other: the tree of a Brownian path is deep where a sampler's stages lie close together."""
 QUICK = ("euler_ancestral", "lcm")
-AUTO, UNCORRECTED, FEWER = "Auto", "without the corrector", "fewer steps"
+AUTO, WITH, WITHOUT, FEWER = "Auto", "with the corrector", "without the corrector", "fewer steps"
 STOOD_DOWN = "stood down"
-
-
-@dataclass(frozen=True, slots=True)
-class Painted:
-    """One run: its picture, how many evaluations it had and how many were computed, and why it was not cached."""
-
-    picture: torch.Tensor
-    evaluations: int
-    computed: int
-    note: str = ""
 
 
 def stochastic(comfy: Any) -> list[str]:
@@ -56,89 +48,129 @@ def stochastic(comfy: Any) -> list[str]:
     return [name for name in found if not name.endswith(("_gpu", "_cfg_pp"))]  # the same steps as their namesakes
 
 
-def uncorrected() -> Method:
-    """Auto, never paying back what the sampler drifted by."""
+def ways() -> dict[str, Method]:
+    """Auto as it is, and with a corrector that repays whatever the sampler does, or never."""
     method = auto(COUNT, STEPS).made()
-    return replace(method, rules=tuple(replace(rule, correction=None) for rule in method.rules))
+
+    def repaired(correction: Correction | None) -> Method:
+        return replace(method, rules=tuple(replace(rule, correction=correction) for rule in method.rules))
+
+    return {AUTO: method, WITH: repaired(Repay(through_noise=True)), WITHOUT: repaired(None)}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture, however it is made."""
+
+    sampler: str
+    cfg: float
+    text: str
+    seed: int
 
 
 class Easel:
-    """Runs of one pair with one sampler."""
+    """Runs of one case. Finished ones come from the store; the full run is made when something is compared with it."""
 
-    def __init__(self, studio: Studio, sampler: str, text: str, seed: int, cfg: float) -> None:
-        self.studio, self.sampler, self.cfg, self.seed = studio, sampler, cfg, seed
-        self.sides = studio.conditioning(text), studio.conditioning("")
-        latent = torch.zeros(1, 16, studio.side, studio.side)
-        self.noise = studio.lab.comfy.sample.prepare_noise(latent, seed)
+    def __init__(self, studio: Studio, store: Store, case: Case) -> None:
+        self.studio, self.store, self.case = studio, store, case
+        self.ways = ways()
+        self._code = method_version(("auto",))
+        self._full: tuple[torch.Tensor, torch.Tensor, float] | None = None
 
-    def paint(self, steps: int, method: Method | None = None) -> Painted:
-        lab, studio = self.studio.lab, self.studio
+    def outcome(self, way: str, steps: int = STEPS) -> Outcome:
+        """A run with this many steps, in one of the ways, against the full one."""
+        code = self._code if way in self.ways else ""
+        key = digest(["stochastic", ground(self.studio), code, repr(self.case), way, str(steps)])
+        known = self.store.get(key)
+        if known is None:
+            known = self._measure(self.ways.get(way), steps)
+            self.store.put(key, known)
+        return known
+
+    def _measure(self, method: Method | None, steps: int) -> Outcome:
+        if self._full is None:
+            latent, total, _ = self._sample(STEPS)
+            self._full = (latent, self.studio.picture(latent), total)
+        full, wanted, slowest = self._full
+        latent, seconds, ran = self._sample(steps, method)
+        trace = self.studio.lab.pack.RUNS.newest(lambda _: True) if method is not None else None
+        picture, spread = self.studio.picture(latent), float(full.max() - full.min())
+        return Outcome(
+            computed=sum(e["work"] for e in trace["evaluations"]) if trace else ran,
+            evaluations=len(trace["evaluations"]) if trace else ran,
+            seconds=seconds,
+            speedup=slowest / seconds,
+            cache_bytes=trace["cache_bytes"] if trace else None,
+            psnr=psnr(picture, wanted),
+            ssim=ssim(picture, wanted),
+            latent_psnr=psnr(latent, full, spread),
+            latent_ssim=ssim(latent.movedim(1, -1), full.movedim(1, -1), spread),
+            note="; ".join(trace["notes"]) if trace and trace["state"] == STOOD_DOWN else "",
+        )
+
+    def _sample(self, steps: int, method: Method | None = None) -> tuple[torch.Tensor, float, int]:
+        """A run's latent, its seconds, and how often a block ran in it."""
+        lab, studio, case = self.studio.lab, self.studio, self.case
         model = studio.model if method is None else lab.attach(studio.model, method)
-        sampler = lab.comfy.samplers.ksampler(self.sampler, {"noise_sampler": self._path()})
-        made, before = [], lab.pack.RUNS.newest(lambda _: True)
+        noise = lab.comfy.sample.prepare_noise(torch.zeros(1, 16, studio.side, studio.side), case.seed)
+        path = Path(tuple(noise.shape), 0.0, float(studio.sigmas(STEPS).max()), case.seed)
+        sampler = lab.comfy.samplers.ksampler(case.sampler, {"noise_sampler": path})
+        sides = studio.conditioning(case.text), studio.conditioning("")
+        made: list[int] = []
         counter = studio.model.model.diffusion_model.double_blocks[0].register_forward_hook(lambda *_: made.append(1))
+        started = lab.clock()
         try:
             latent = lab.comfy.sample.sample_custom(
-                model, self.noise, self.cfg, sampler, studio.sigmas(steps), *self.sides, torch.zeros_like(self.noise),
-                disable_pbar=True, seed=self.seed,
+                model, noise, case.cfg, sampler, studio.sigmas(steps), *sides, torch.zeros_like(noise),
+                disable_pbar=True, seed=case.seed,
             )  # fmt: skip
         finally:
             counter.remove()
-        trace = lab.pack.RUNS.newest(lambda _: True)
-        picture = studio.picture(latent)
-        if method is None or trace is before or trace is None:
-            return Painted(picture, len(made), len(made))
-        note = "; ".join(trace["notes"]) if trace["state"] == STOOD_DOWN else ""
-        return Painted(picture, len(trace["evaluations"]), trace["computed"] + trace["partial"], note)
-
-    def _path(self) -> Any:
-        """One path of noise, whatever steps are taken on it."""
-        sampling = importlib.import_module("comfy.k_diffusion.sampling")
-        levels = self.studio.sigmas(STEPS)
-        least, most = levels[levels > 0].min() / 2, levels.max()
-        return sampling.BrownianTreeNoiseSampler(self.noise, least, most, seed=self.seed, cpu=True)
+        return latent, lab.clock() - started, len(made)
 
 
 def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
     """One record a sampler, guidance, pair and way."""
-    names = stochastic(studio.lab.comfy)
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
-    for sampler in [name for name in names if name in QUICK] if quick else names:
-        for cfg in GUIDANCE[:1] if quick else GUIDANCE:
-            for text, seed in prompts(pairs):
-                easel = Easel(studio, sampler, text, seed, cfg)
-                full = easel.paint(STEPS)
-                ours = easel.paint(STEPS, auto(COUNT, STEPS).made())
-                runs = {AUTO: ours, UNCORRECTED: easel.paint(STEPS, uncorrected())}
-                steps = max(round(STEPS * ours.computed / ours.evaluations), 1) if ours.evaluations else STEPS
-                runs[FEWER] = easel.paint(STEPS if ours.note else steps)
+    names, store = stochastic(studio.lab.comfy), Store()
+    for text, seed in prompts(pairs):
+        for sampler in [name for name in names if name in QUICK] if quick else names:
+            for cfg in GUIDANCE[:1] if quick else GUIDANCE:
+                easel = Easel(studio, store, Case(sampler, cfg, text, seed))
+                runs = {way: easel.outcome(way) for way in (AUTO, WITHOUT)}
+                ours = runs[AUTO]
+                it_is_on = ours.latent_psnr != runs[WITHOUT].latent_psnr
+                runs[WITH] = ours if it_is_on or ours.note else easel.outcome(WITH)
+                steps = max(round(STEPS * ours.computed / ours.evaluations), 1)
+                runs[FEWER] = easel.outcome(FEWER, STEPS if ours.note else steps)
                 for way, run in runs.items():
                     yield {
                         "sampler": sampler, "cfg": cfg, "seed": seed, "way": way, "computed": run.computed,
-                        "evaluations": full.evaluations, "psnr": psnr(run.picture, full.picture), "note": run.note,
+                        "evaluations": ours.evaluations, "psnr": run.psnr, "note": run.note,
                     }  # fmt: skip
 
 
 def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """PSNR of the three, and the gain of both kinds of Auto over fewer steps."""
-    own = {way: [row for row in rows if row["way"] == way] for way in (AUTO, UNCORRECTED, FEWER)}
+    """PSNR of Auto and of fewer steps, and the gain of all kinds of Auto over these."""
+    own = {way: [row for row in rows if row["way"] == way] for way in (AUTO, WITH, WITHOUT, FEWER)}
     values = {way: [number(row["psnr"]) for row in found] for way, found in own.items()}
     computed = statistics.fmean(number(row["computed"]) for row in own[AUTO])
     if any(row["note"] for row in own[AUTO]):
-        return [f"{computed:.0f}", STOOD_DOWN, "", "", ""]
-    gain, without = paired(values[AUTO], values[FEWER]), paired(values[UNCORRECTED], values[FEWER])
-    same = values[AUTO] == values[UNCORRECTED]
+        return [f"{computed:.0f}", STOOD_DOWN, *[""] * 5]
+    gains = {way: paired(values[way], values[FEWER]) for way in (AUTO, WITH, WITHOUT)}
+    gain, on = gains[AUTO], values[AUTO] != values[WITHOUT]
     return [
         f"{computed:.0f} of {number(rows[0]['evaluations']):.0f}",
         *(fixed(statistics.fmean(values[way]), 1) for way in (AUTO, FEWER)),
         f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})",
-        "it is off" if same else fixed(without.mean, 1, sign=True),
+        "on" if on else "off",
+        *(fixed(gains[way].mean, 1, sign=True) for way in (WITH, WITHOUT)),
     ]
 
 
 def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     """docs/stochastic.md."""
-    heading = ["", "computed", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB", "without the corrector"]
+    heading = ["", "computed", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB", "its corrector",
+               "always with it", "never with it"]  # fmt: skip
     parts = []
     for cfg in dict.fromkeys(row["cfg"] for row in rows):
         own = [row for row in rows if row["cfg"] == cfg]
@@ -151,7 +183,8 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
         f"SpectralCache Auto, {COUNT} of {STEPS} steps computed, on the small FLUX: {pairs} prompt and seed pairs, "
         "each on one Brownian path of noise, so that fewer steps lead to the same picture. PSNR is to the full run of "
         "the same sampler; in brackets the 95 % interval over pairs. Auto's corrector is off by itself where the "
-        "sampler was seen to add noise. Where a run stood down it is sampled uncached, and Cache Stats says why.",
+        "sampler was seen to add noise; the last two columns are the gain over fewer steps if it always repaired, or "
+        "never. Where a run stood down it is sampled uncached, and Cache Stats says why.",
         *parts,
         about,
     )

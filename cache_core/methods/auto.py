@@ -132,7 +132,8 @@ def auto(
     around = GUIDED if site == "auto" else None
     if profile is not None and site == "trunk":
         raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
-    stands_in, repaid = forecast(bands, profile, count), repayment(profile, count)
+    # an estimate that is relied on is that of the worst part
+    stands_in, repaid = forecast(bands, profile, count, apart=tolerance > 0), repayment(profile, count)
     rule = Rule(where, Signal(), gate, stands_in, correction=repaid, around=around)
     method = Method("SpectralCache Auto", (rule,))
     if profile is not None:

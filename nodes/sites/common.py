@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ Forward = Callable[[Options], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """One model call as a site sees it. x: b c ..., sigma: b."""
+    """One model call as a site sees it. x: b c ..., sigma: b; shapes: of the latents that are packed into x."""
 
     call: Call
     x: torch.Tensor
@@ -32,6 +32,7 @@ class ModelCall:
     model_sampling: Any
     control: frozenset[tuple[str, int]] = frozenset()
     weights: frozenset[tuple[object, float]] = frozenset()
+    shapes: Sequence[Sequence[int]] = ()
 
     def facts(self, *shape: int, of: torch.Tensor) -> Facts:
         """What must not change: the shape of a row of what is stored, the rows a lane, and what the call carries."""

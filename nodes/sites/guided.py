@@ -17,14 +17,16 @@ import torch
 from ...cache_core.coefficients import IDENTITY
 from ...cache_core.track import Call, Facts, LaneKey, Track
 from ...cache_core.types import GUIDED, Probe
-from .common import Unfit, failure, latent_grid, restored, stored
+from .common import Unfit, failure
+from .latents import Latents, Shapes
 
 LOG = logging.getLogger("SpectralCache")
 
 
 class Guided:
     """See the module docstring. lane: the key of the evaluation at hand (the guider's own settings are part of it);
-    passes: what a chunk of a model call is, to see from computed evaluations whether the guidance changes.
+    passes: what a chunk of a model call is, to see from computed evaluations whether the guidance changes; shapes: of
+    the latents that are packed into one.
     """
 
     name = GUIDED.kind
@@ -36,32 +38,31 @@ class Guided:
         lane: Callable[[], LaneKey],
         passes: Callable[[LaneKey], Hashable],
         fall_back: Callable[[str], object],
+        shapes: Shapes = (),
     ) -> None:
-        self.track, self.model_sampling, self.fall_back = track, model_sampling, fall_back
+        self.track, self.model_sampling, self.fall_back, self.shapes = track, model_sampling, fall_back, shapes
         self.lane, self.passes = lane, passes
         self._made: dict[Hashable, frozenset[Hashable]] = {}
 
     def run(self, x: torch.Tensor, sigma: torch.Tensor, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Compute or skip an evaluation at sigma (b) of x (b c ...): the denoised latent."""
-        track, grid, call, kind = self.track, latent_grid(x), None, self.track.rule.feature
-        scaled = self.model_sampling.calculate_input(sigma, x) if kind in ("output", "denoised") else x
+        track, call, latents, kind = self.track, None, None, self.track.rule.feature
         try:
             call = track.session.open_all(self.lane(), x.shape[0])
+            scaled = self.model_sampling.calculate_input(sigma, x) if kind in ("output", "denoised") else x
+            latents = Latents(track, call, x, sigma, scaled, self.shapes)
             facts = Facts(tuple(x.shape), x.dtype, x.device)
             if track.enter(call, facts, partial(self._probe, x, sigma), IDENTITY):
-                answer = restored(kind, x, track.predict(call, grid=grid), sigma, scaled)
+                answer = latents.forecast()
                 track.leave_out(call)
                 return answer
         except Exception as error:
             self.leave(error, call)
         computed = forward()
         try:
-            if call is not None and track.reached(call):
+            if call is not None and latents is not None and track.reached(call):
                 self._check()
-                tokens = stored(kind, x, computed, sigma, scaled)
-                repair = track.store(call, tokens, grid=grid)
-                if repair is not None:
-                    return restored(kind, x, tokens + repair, sigma, scaled)
+                return latents.learned(computed)
         except Exception as error:
             self.leave(error, call)
         return computed

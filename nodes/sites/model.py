@@ -13,7 +13,8 @@ import torch
 
 from ...cache_core.coefficients import IDENTITY
 from ...cache_core.types import MODEL, Probe
-from .common import Forward, ModelCall, Options, Site, fail_open, latent_grid, restored, stored
+from .common import Forward, ModelCall, Options, Site, fail_open
+from .latents import Latents
 
 
 class WholeModel(Site):
@@ -22,21 +23,19 @@ class WholeModel(Site):
     name = MODEL.kind
 
     def run(self, call: ModelCall, options: Options, forward: Forward) -> torch.Tensor:
-        x, grid, kind = call.x, latent_grid(call.x), self.track.rule.feature
-        scaled = call.model_sampling.calculate_input(call.sigma, x) if kind in ("output", "denoised") else x
+        x, kind, latents = call.x, self.track.rule.feature, None
         with fail_open(self.session):
+            scaled = call.model_sampling.calculate_input(call.sigma, x) if kind in ("output", "denoised") else x
+            latents = Latents(self.track, call.call, x, call.sigma, scaled, call.shapes)
             facts = call.facts(*x.shape[1:], of=x)
             if self.track.enter(call.call, facts, partial(self._probe, call), IDENTITY):
-                answer = restored(kind, x, self.track.predict(call.call, grid=grid), call.sigma, scaled)
+                answer = latents.forecast()
                 self.track.leave_out(call.call)
                 return answer
         computed = forward(options)
         with fail_open(self.session):
-            if self.track.reached(call.call):
-                tokens = stored(kind, x, computed, call.sigma, scaled)
-                repair = self.track.store(call.call, tokens, grid=grid)
-                if repair is not None:
-                    return restored(kind, x, tokens + repair, call.sigma, scaled)
+            if latents is not None and self.track.reached(call.call):
+                return latents.learned(computed)
         return computed
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from cache_core.coefficients import IDENTITY
 from cache_core.corrections import Repay
 from cache_core.methods.auto import CUSTOM, _count
 from cache_core.methods.auto import auto as published
-from cache_core.placement import following, places
+from cache_core.placement import ALIKE, USUAL, even, following, places
 from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
 from cache_core.trace import Recorder, report
@@ -210,6 +211,53 @@ def test_the_next_place_always_leaves_room_for_the_others(data: Any) -> None:
     assert step < place <= end - left + 1
     assert left > 1 or place == end
     assert stride <= 1 or place >= following(step, left, end)
+
+
+def shifted(shift: float, total: int, noise: float = 1.0) -> tuple[float, ...]:
+    """A schedule of a flow model, from u = `noise`."""
+    even_u = (noise * (total - i) / total for i in range(total + 1))
+    return tuple(shift * u / (1 + (shift - 1) * u) for u in even_u)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("shift", [1.0, 1.5, USUAL])
+def test_usual_schedules_are_placed_by_step(shift: float, noise: float) -> None:
+    """Those that start on the way (denoise below 1) too."""
+    assert even(shifted(shift, 28, noise)) is None
+    assert even(tuple(round(sigma, 3) for sigma in shifted(shift, 20))) is None  # the host's come from a table
+
+
+@pytest.mark.parametrize("shift", [5.0, 8.0, 13.0])
+def test_a_strongly_shifted_schedule_is_placed_by_noise(shift: float) -> None:
+    """Its computed steps lie where those of the usual one lie in noise, later than by step."""
+    sigmas, usual = shifted(shift, 40), shifted(USUAL, 40)
+    by_noise, by_step = places(40, 12, even(sigmas)), places(40, 12)
+    assert all(late >= early for late, early in zip(by_noise, by_step, strict=True)) and by_noise != by_step
+    free = [i for i in range(1, 11) if by_noise[i - 1] + 1 < by_noise[i] < by_noise[i + 1] - 1]
+    assert len(free) > 2 and all(abs(sigmas[by_noise[i]] - usual[by_step[i]]) < 0.1 for i in free)
+
+
+def test_a_narrow_step_counts_as_little_as_it_is() -> None:
+    sigmas = (*(1 - i / 10 for i in range(5)), 0.599, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+    stands = even(sigmas)
+    assert stands is not None and stands[5] - stands[4] < 0.1 and stands[6] - stands[5] > 0.9
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=40, unique=True), st.data())
+def test_every_falling_schedule_can_be_placed(levels: list[float], data: Any) -> None:
+    sigmas = (*sorted(levels, reverse=True), 0.0)
+    stands = even(sigmas)
+    total = len(sigmas) - 1
+    found = places(total, data.draw(st.integers(2, total)), stands)
+    assert found == sorted(set(found)) and (found[0], found[-1]) == (0, total - 1)
+    assert stands is None or (stands[0] == 0 and list(stands) == sorted(stands) and max(stands) < total)
+    assert stands is None or any(abs(stand - i) > ALIKE for i, stand in enumerate(stands))
+
+
+def test_what_is_no_whole_falling_schedule_is_placed_by_step() -> None:
+    assert even((1.0, 0.5)) is None
+    assert even((*shifted(13.0, 20)[:10],)) is None  # ends with noise left
+    assert even((1.0, 0.9, 0.9, 0.5, 0.1, 0.0)) is None
 
 
 @given(st.integers(2, 100), st.data())
@@ -524,6 +572,18 @@ def test_the_report_says_what_a_hundred_steps_with_twelve_computed_cost(visits: 
         Run(100, visits=visits, computed=12).recorder.finish("done", {"prompt": None, "node": None, "index": 0})
     )
     assert "Steps computed: 12 of 100, 12 asked for\nIn time that is a run of about 12 steps: the others" in text
+
+
+@pytest.mark.parametrize("turns", [6.0, 8.0, 10.0, 14.0])
+def test_tolerance_does_not_rely_on_a_lucky_test(turns: float) -> None:
+    """Where a wave happens to be straight, a test says that it always is."""
+
+    def wave(step: Step) -> Tensor:
+        return noise(1) * (1 + 1.5 * math.sin(turns * step.sigma))
+
+    run = Run(20, wave, speedup=5.0, tolerance=0.05)
+    assert len(run.computed) < 20
+    assert float((run.x - run.full).norm() / run.full.norm()) < 0.25  # 1 to 2 where each test is believed
 
 
 def test_a_wide_tolerance_costs_no_more_than_what_the_first_estimate_needs() -> None:

@@ -19,6 +19,7 @@ from bench import ROOT
 from bench.lab import Pair, Sampled, fill, measured, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
+from bench.lab import sizes as big_models
 from bench.lab import table as tables
 from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
@@ -28,7 +29,6 @@ from bench.lab.pairs import COUNT, prompts
 from bench.lab.store import Outcome, Store, code_version, method_files
 from bench.tables import ablation, auto, guidance, unet
 from bench.tables import published as published_tables
-from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
 from bench.tables.exact import report as exact_report
 from bench.tables.predictors import grid as predictors
@@ -39,7 +39,6 @@ from bench.tables.quality import plot as quality_plot
 from bench.tables.quality import report as quality_report
 from bench.tables.speed import idle, waits
 from bench.tables.speed import measure as speed
-from bench.tables.speed import models as big_models
 from bench.tables.speed import report as speed_report
 from bench.tables.speed.report import Figure
 from cache_core import methods, placement
@@ -765,21 +764,6 @@ def test_the_papers_lines_stand_beside_ours_and_their_order_is_told() -> None:
     assert "By PSNR the paper has FBCache, TeaCache, FastCache; here it is TeaCache, FBCache, FastCache." in (
         published_tables.report(rows, "somewhere")
     )
-
-
-def test_readme_section_is_renewed_and_checked(csv: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{readme_command.BEGIN}\nold\n{readme_command.END}\nafter\n", "utf-8")
-
-    def run(check: bool) -> int:
-        return readme_command.run(argparse.Namespace(check=check, readme=readme, csv=csv))
-
-    assert run(check=True) == 1 and "old" in readme.read_text("utf-8")
-    assert run(check=False) == 0 and run(check=True) == 0
-    text = readme.read_text("utf-8")
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "| good |" in text and "old" not in text
-    readme.write_text("no markers", "utf-8")
-    assert run(check=False) == 1 and readme.read_text("utf-8") == "no markers"
 
 
 def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,54 +82,72 @@ def test_a_smaller_latent_between_the_steps_is_apart_and_a_new_size_is_not() -> 
     assert [run.other_size(size) for size in (small, small, small)] == [True, False, False]
 
 
-def moves(*steps: str, suspect: bool = False) -> Motion:
-    """What is seen of a sampler's moves from 1 to 0.9, and so on."""
+def moves(*steps: str, skipped: tuple[int, ...] = (), again: bool = False) -> Motion:
+    """What is seen of a sampler's moves down from 1; `again`: its last evaluation lies above the one before it."""
     random = torch.Generator().manual_seed(0)
-    seen = Motion(torch.clone, True, suspect=suspect)
+    seen = Motion(torch.clone, True)
     x = torch.randn(1, 4, 16, 16, generator=random)
     smooth = torch.linspace(0, 3, 16).sin().expand(1, 4, 16, 16)
-    for level, step in zip((1.0, 0.9, 0.8, 0.7), (*steps, ""), strict=False):
-        sigma = torch.tensor(level)
+    slopes, shown, answers = [], [x], []
+    for i, step in enumerate((*steps, "")):
+        sigma = torch.tensor(2.0 if again and i == len(steps) else 1 - 0.05 * i)
         seen.arrive(x, sigma)
-        seen.read({name: float(figure) for name, figure in seen.figures().items()})
-        if not step:
-            break
         told, noise = (torch.randn(1, 4, 16, 16, generator=random) for _ in range(2))
-        slope = (x - told) / sigma
-        seen.leave(x, told, sigma)
+        slopes.append((x - told) / sigma)
+        answers.append(told)
+        seen.leave(told, computed=i not in skipped)
+        seen.read({name: figure.reshape(-1).tolist() for name, figure in seen.figures().items()})
+        if not step:
+            continue
+        before = [slopes[max(i - back, 0)] for back in range(4)]
+        straight = x - 0.05 * slopes[-1]
         x = {
-            "told": x - 0.1 * slope,
-            "further": x - 0.2 * slope,
-            "stage": x - 0.05 * slope,
-            "smooth": x - 0.1 * slope + 0.1 * smooth,
-            "noise": x - 0.15 * slope + 0.1 * noise,
-            "anew": told + level * noise,
+            "told": straight,
+            "further": x - 0.2 * slopes[-1],
+            "two": x - 0.05 * (1.5 * before[0] - 0.5 * before[1]),
+            "four": x - 0.05 * (55 * before[0] - 59 * before[1] + 37 * before[2] - 9 * before[3]) / 24,
+            "exponential": 0.9 * x + 0.2 * told - 0.1 * answers[max(i - 1, 0)],
+            "stage": shown[max(i - 1, 0)] - 0.02 * (slopes[-1] + before[1]),
+            "smooth": straight + 0.1 * smooth,
+            "noise": straight + 0.1 * noise,
+            "little": straight + 0.01 * noise,
+            "anew": (0.05 + 0.05 * i) * told + (0.95 - 0.05 * i) * noise,
         }[step]
+        shown.append(x)
     return seen
 
 
-@pytest.mark.parametrize("step", ["told", "further", "stage", "smooth"])
+@pytest.mark.parametrize("step", ["told", "further", "two", "four", "exponential", "stage", "smooth"])
 def test_a_sampler_that_follows_what_it_is_told_is_no_noisy_one(step: str) -> None:
-    seen = moves(step)
+    """Whatever it makes of older answers, and however rough these are."""
+    seen = moves(*[step] * 8)
     assert (seen.measured, seen.stochastic, seen.gone) == (True, False, 0.0)
 
 
-def test_noise_of_the_samplers_own_is_seen() -> None:
-    assert moves("noise").stochastic
+@pytest.mark.parametrize("step", ["noise", "little"])
+def test_noise_of_the_samplers_own_is_seen(step: str) -> None:
+    assert moves(step).stochastic
 
 
-def test_later_moves_count_where_the_sampler_is_said_to_add_noise() -> None:
-    """They follow what was told before, too, so that else nothing can be said of them."""
-    assert not moves("told", "noise").stochastic
-    assert moves("told", "noise", suspect=True).stochastic
-    assert not moves("told", "told", suspect=True).stochastic
+@pytest.mark.parametrize("before", ["told", "four"])
+def test_noise_that_begins_late_is_seen(before: str) -> None:
+    """At its first computed evaluation: moves between two skipped ones are not looked at."""
+    assert moves(*[before] * 7, "noise").stochastic
+    assert not moves(*[before] * 7, "noise", skipped=(8,)).stochastic
+    assert moves(*[before] * 7, "noise", "noise", skipped=(7, 8)).stochastic
 
 
-def test_a_latent_that_is_thrown_away_twice_is_made_anew() -> None:
-    """From pure noise, other samplers do it once."""
-    assert moves("anew", "anew").gone > 0.9
-    assert moves("anew").gone == 0.0
-    assert moves("anew", "noise").gone < 0.5
+def test_a_schedule_that_starts_again_says_nothing() -> None:
+    assert not moves("told", "told", "anew", again=True).stochastic
+
+
+def test_a_latent_that_is_thrown_away_always_is_made_anew() -> None:
+    """From pure noise, other samplers do it in the stages of their first step."""
+    assert moves(*["anew"] * 4).gone > 0.9
+    assert moves(*["anew"] * 3).gone == 0.0 and moves(*["anew"] * 3).doubtful(0.9)
+    assert moves(*["anew"] * 3, "noise").gone < 0.2
+    assert moves("told", *["anew"] * 5).gone == 0.0
+    assert not moves("noise").doubtful(0.9) and not moves("told").doubtful(0.9)
 
 
 def test_what_cannot_be_compared_is_not_measured() -> None:
@@ -137,7 +155,7 @@ def test_what_cannot_be_compared_is_not_measured() -> None:
     x = torch.randn(1, 4, 8, 8)
     seen.arrive(x, torch.tensor(1.0))
     seen.look_away()
-    seen.leave(x, x * 0.5, torch.tensor(1.0))
+    seen.leave(x * 0.5)
     seen.arrive(torch.randn(1, 4, 8, 8), torch.tensor(0.9))
     assert not seen.figures() and not seen.measured
 
@@ -152,5 +170,5 @@ def test_a_model_that_repeats_itself_is_seen(same: str, expected: bool) -> None:
         sigma = torch.tensor(level)
         told = {"slope": latent - sigma * answer, "none": answer if first else new}.get(same, answer)
         seen.computed(latent, told, sigma)
-    seen.read({name: float(figure) for name, figure in seen.figures().items()})
+    seen.read({name: figure.reshape(-1).tolist() for name, figure in seen.figures().items()})
     assert seen.repeats is expected

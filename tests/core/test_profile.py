@@ -24,8 +24,10 @@ ABOUT = {"model": "Toy, 4 blocks of 8", "family": "Toy", "sampler": "euler", "sc
          "pack": "0.1.0"}  # fmt: skip
 
 
-def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile:
-    """Modules that move the norm down by so much per step of age; layer l changes by (l + 1) percent a step."""
+def profile(attention: float = 0.01, mlp: float = 0.02, together: float = 0.0, **about: Any) -> Profile:
+    """Modules that move the norm down by so much per step of age, both by `together` less than the two; layer l changes
+    by (l + 1) percent a step.
+    """
     lags = torch.arange(1, LAGS + 1).view(LAGS, 1, 1).float()
     change = (lags * torch.arange(1, LAYERS + 1) / 100).expand(LAGS, T, LAYERS)
     tables = {"sigmas": torch.tensor(SCHEDULE.sigmas[:-1])}
@@ -33,6 +35,7 @@ def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile
         tables[f"{name}.change"] = change.clone() * (1 if name == "attention" else 1.7)
         tables[f"{name}.norm"] = torch.ones(T, LAYERS)
         tables[f"{name}.noise"] = (1 - rate * lags).expand(LAGS, T, SAMPLES).clone()
+    tables["both.noise"] = (1 - (attention + mlp - together) * lags).expand(LAGS, T, SAMPLES).clone()
     tables |= whole()
     return Profile({**ABOUT, **about}, tables)
 
@@ -96,6 +99,17 @@ def test_other_files_are_refused(data: bytes, words: str) -> None:
 def test_a_profile_of_as_many_steps_as_it_says() -> None:
     with pytest.raises(CacheError, match="says 13 steps and holds 12"):
         from_bytes(to_bytes(profile(steps=13)))
+
+
+def test_both_are_as_measured_and_what_is_older_alone_adds_its_own() -> None:
+    """0.03 a step alone together, of which 0.01 cancels: at equal ages as measured, one step more of the MLP 0.02."""
+    world = measured(profile(together=0.01))
+    world.advance(0, State.FULL)
+    assert world.ratios(2, State.BOTH) == pytest.approx([1 - 0.04] * SAMPLES)
+    world.advance(2, State.MLP)  # attention was computed
+    assert world.ratios(3, State.ATTENTION) == pytest.approx([1 - 0.01] * SAMPLES)
+    assert world.ratios(3, State.BOTH) == pytest.approx([1 - (0.02 + 2 * 0.02)] * SAMPLES)
+    assert world.changes(3, State.BOTH) == pytest.approx([0.06] * SAMPLES)
 
 
 def test_another_version_is_refused() -> None:

@@ -254,11 +254,12 @@ def test_a_trial_is_a_step_with_that_module_one_step_old(host: Any, node: Any) -
 
     types, schedules = host.types, host.schedules
     whole = norms(host.model)
-    for place in (types.ATTENTION, types.MLP):
+    both = (types.ATTENTION, types.MLP)
+    for name, places in (("attention", both[:1]), ("mlp", both[1:]), ("both", both)):
         gate = schedules.Listed(lambda schedule: frozenset({3}))
-        rule = types.Rule((place,), types.Signal(), gate, host.predictors.Hold(), "absolute")
-        reused = norms(host.host.attach(host.model, types.Method("one", (rule,)), None))
-        found = float(profile.tables[f"{place.kind}.noise"][0, 3, 0])
+        rules = tuple(types.Rule((p,), types.Signal(), gate, host.predictors.Hold(), "absolute") for p in places)
+        reused = norms(host.host.attach(host.model, types.Method("one", rules), None))
+        found = float(profile.tables[f"{name}.noise"][0, 3, 0])
         assert found == pytest.approx(float(reused[3] / whole[3]), rel=1e-4) and found != 1
 
 

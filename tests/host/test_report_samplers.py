@@ -34,8 +34,8 @@ def run(host: Any, function: Any, model: Any, steps: int = STEPS, cfg: float = 1
 
 # 12: under another name -----------------------------------------------------------------------------------------------
 
-STOCHASTIC = ["euler_ancestral", "dpmpp_sde", "er_sde"]  # lcm and sa_solver are known by their names
-DETERMINISTIC = ["heun", "dpmpp_2m", "ipndm"]
+STOCHASTIC = ["euler_ancestral", "dpmpp_sde", "er_sde", "sa_solver", "lcm"]
+DETERMINISTIC = ["heun", "dpmpp_2m", "ipndm", "deis", "res_multistep", "lms", "gradient_estimation"]
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)

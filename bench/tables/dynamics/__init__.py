@@ -32,9 +32,7 @@ def run(options: argparse.Namespace) -> int:
     def records(studio: Studio) -> Iterator[Record]:
         return measured(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
 
-    return fill.carry_out_records(
-        options, "dynamics", records, (), report, fill.quick_folder(options), also=with_plot
-    )
+    return fill.carry_out_records(options, "dynamics", records, (), report, fill.quick_folder(options), also=with_plot)
 
 
 def measured(studio: Studio, pairs: int, quick: bool) -> Iterator[Record]:

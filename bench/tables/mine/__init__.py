@@ -36,6 +36,7 @@ PROBE = 4
 FEW = 9
 """Steps from which on skipping is worth looking at."""
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the loaders, of the family's settings, and of how much is measured."""
     many: dict[str, Any] = {"nargs": "+", "default": (), "metavar": "FILE"}
