@@ -36,6 +36,8 @@ DENSE = 0.4
 """How many steps a run has to compute, of as many as the profile has: over wider gaps the back-test, which sees this
 very picture, forecasts better (small FLUX, 28 steps: 12 and more computed gain, 10 lose).
 """
+LARGEST, ROUNDED = 1e6, 1e-9
+"""A Gram matrix over its mean square has no larger entries, and no negative powers but for rounding, of the largest."""
 BEYOND = 1e-3
 """How far outside the recorded noise levels a step may lie, of the highest one."""
 
@@ -88,8 +90,13 @@ def _solved(products: Tensor) -> Tensor:
 def course_of(profile: Profile) -> Course:
     """Raises `CacheError` where the recording cannot be one."""
     gram = profile.tables["course.gram"]
-    usable = bool(torch.isfinite(gram).all()) and bool((gram.diagonal() > 0).all()) and profile.total > ANCHORS
-    if not usable or not torch.allclose(gram, gram.T, rtol=1e-6):
+    usable = bool((gram.abs() < LARGEST).all()) and bool((gram.diagonal() > 0).all()) and profile.total > ANCHORS
+    if usable and torch.allclose(gram, gram.T, rtol=1e-6):
+        powers = torch.linalg.eigvalsh(gram)
+        usable = float(powers[0]) >= -ROUNDED * float(powers[-1])
+    else:
+        usable = False
+    if not usable:
         raise CacheError("the profile's course is no Gram matrix of derivatives; calibrate again")
     return Course(tuple(profile.tables["sigmas"].tolist()), gram)
 

@@ -91,7 +91,7 @@ class Guided:
         return self._resolved(wanted)[0]
 
     def gains(self, wanted: float) -> tuple[float, ...]:
-        """b_t = E_ori / E_state, the mean over samples: 1 where nothing is reused."""
+        """b_t = E_ori / E_state, the mean over samples: 1 where nothing is reused, and where no norm would be left."""
         return self._resolved(wanted)[1]
 
     def _resolve(self, wanted: float) -> tuple[Table, tuple[float, ...]]:
@@ -99,7 +99,7 @@ class Guided:
         world, gains = measured(self.profile), []
         for step, state in enumerate(table):
             ratios = world.ratios(step, state) if state else [1.0]
-            gains.append(sum(1 / ratio for ratio in ratios) / len(ratios))
+            gains.append(sum(1 / ratio if ratio > 0 else 1.0 for ratio in ratios) / len(ratios))
             world.advance(step, state)
         return table, tuple(gains)
 

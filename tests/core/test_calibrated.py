@@ -115,10 +115,12 @@ def test_auto_takes_both_from_a_profile() -> None:
         methods()["auto"](profile(course().gram), site="trunk")
 
 
-@pytest.mark.parametrize("spoil", ["nan", "negative", "lopsided"])
+@pytest.mark.parametrize("spoil", ["nan", "negative", "lopsided", "indefinite", "huge"])
 def test_what_is_no_gram_matrix_is_refused(spoil: str) -> None:
     gram = course().gram.clone()
     gram[2, 5] = {"nan": math.nan, "lopsided": gram[2, 5] + 1.0}.get(spoil, gram[2, 5])
+    if spoil in ("indefinite", "huge"):
+        gram[2, 5] = gram[5, 2] = 1e3 if spoil == "indefinite" else 1e300
     if spoil == "negative":
         gram[3, 3] = -1.0
     with pytest.raises(CacheError, match="no Gram matrix"):

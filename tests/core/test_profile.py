@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from cache_core import methods
+from cache_core.coefficients import IDENTITY
 from cache_core.generators import Guided, masked, measured, misfit, smooth, smoothed, stated
 from cache_core.outputs import NoiseGain
 from cache_core.profile import GROUPS, LARGEST_FILE, Profile, from_bytes, to_bytes
 from cache_core.session import flow_noise
 from cache_core.tables import State, by_share, work
-from cache_core.types import CacheError, Schedule
+from cache_core.types import CacheError, Feature, Schedule
 
 T, LAYERS, LAGS, SAMPLES = 12, 4, 2, 3
 SCHEDULE = Schedule(tuple(1 - i / T for i in range(T + 1)), flow_noise)
@@ -226,3 +227,36 @@ def test_a_method_without_a_use_for_it_refuses_a_profile() -> None:
     with pytest.raises(CacheError, match="uses no profile"):
         methods()["easycache"](profile())
     assert dataclasses.is_dataclass(methods()["smoothcache"](profile()))
+
+
+def test_what_methods_make_of_broken_figures_is_a_method_or_a_refusal() -> None:
+    """Bytes of the tables themselves changed: every method that follows a profile is made and asked, or refuses it."""
+    good, chance = bytearray(to_bytes(profile())), random.Random(1)
+    body = 8 + int.from_bytes(good[:8], "little")
+    followers = {name: method for name, method in methods().items() if method.profiled}
+    made, refused = 0, 0
+    assert {"auto", "teacache", "magcache", "prompttea", "feb_cache", "dyncfg_cache"} <= followers.keys()
+    for _ in range(60):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 40)):
+            data[chance.randrange(body, len(data))] = chance.choice((0, 127, 128, 255, chance.randrange(256)))
+        try:
+            found = from_bytes(bytes(data))
+        except CacheError:
+            continue
+        for method in followers.values():
+            try:
+                rules = method(found, **method.skipping).rules
+            except CacheError:
+                refused += 1
+                continue
+            made += 1
+            for rule in rules:
+                ledger = rule.gate.start()
+                figures = dict.fromkeys(("d", "low", "high", "embedding", "rescaled"), 0.1)
+                reading = {**ledger, **figures, "prompt": 5.0}
+                history = tuple(Feature(SCHEDULE.at(SCHEDULE.sigmas[i]), torch.ones(1, 4, 2)) for i in (1, 3, 5))
+                rule.predictor.predict(history[-rule.predictor.depth :], SCHEDULE.at(SCHEDULE.sigmas[6]))
+                for sigma in SCHEDULE.sigmas[:-1]:
+                    rule.gate.decide(reading, SCHEDULE.at(sigma), IDENTITY)
+    assert made > 100 and refused > 10
