@@ -32,6 +32,8 @@ USUAL = 3.0
 """The largest shift whose steps count as they are."""
 ALIKE = 0.1
 """Steps that stand so close to their own number count as they are: sigmas come from a table."""
+HALF = 0.5
+"""Of a step of the usual width."""
 LEAST = 1e-6
 """How close to pure noise a level counts."""
 
@@ -85,17 +87,20 @@ def following(step: int, left: int, end: int, stride: float = 1.0, stands: Seque
     scale = end / stands[end] if stands else 1.0
     here = (stands[step] * scale if stands else step) if step > 0 else 0
     done, last = cumulative(here / end), cumulative(1.0)
-    place = end * inverse(done + stride * (last - done) / left)
-    if stands:
-        place = _step_at(place / scale, stands, end)
-    return max(step + 1, min(round(place), end - left + 1))
+    mass = inverse(done + stride * (last - done) / left)
+    place = _step_at(mass * stands[end], stands, end) if stands else round(end * mass)
+    most = end - left + 1
+    place = max(step + 1, min(place, most))
+    while stands and place < most and stands[place + 1] - stands[place] < ALIKE:  # a narrow step is as good as the next
+        place += 1
+    return place
 
 
-def _step_at(stand: float, stands: Sequence[float], end: int) -> float:
-    """The step, with a fraction, that stands there."""
+def _step_at(stand: float, stands: Sequence[float], end: int) -> int:
+    """The step that stands nearest; within a wide step that one, since the sampler goes all of it by what is told."""
     above = min(max(bisect.bisect_left(stands, stand, 0, end + 1), 1), end)
-    before, after = stands[above - 1 : above + 1]
-    return above - 1 + (stand - before) / (after - before)
+    before, after = stand - stands[above - 1], stands[above] - stand
+    return above if after <= min(before, HALF) else above - 1
 
 
 def places(total: int, count: int, stands: Sequence[float] | None = None) -> list[int]:

@@ -53,7 +53,7 @@ class SpectralCacheCalibrate(io.ComfyNode):
             search_aliases=["calibrate", "profile", "learn", "cache calibration", "校准", "校正"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn, with the same LoRAs and patches as in the run: "
-                               "FLUX.1 or Qwen-Image; of others the course of whole runs is learned, for "
+                               "FLUX.1, Qwen-Image or Wan; of others the course of whole runs is learned, for "
                                "SpectralCache Auto. A cache on it is left out while it learns."),
                 io.Conditioning.Input("positive", tooltip="The prompt. Off the others below, every sample has this one "
                                       "with another seed."),

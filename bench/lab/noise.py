@@ -28,6 +28,8 @@ class Path:
 
     def __call__(self, sigma: Tensor, after: Tensor) -> Tensor:
         here, there = ((float(level) - self.low) / (self.high - self.low) for level in (sigma, after))
+        if here == there:  # some samplers ask for nothing, and multiply it by nothing
+            return torch.zeros(self.shape)
         return (self.at(there) - self.at(here)) / math.sqrt(abs(there - here))
 
     def at(self, time: float) -> Tensor:

@@ -86,6 +86,7 @@ def report(rows: Sequence[Row], about: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

@@ -50,7 +50,7 @@ The strip on the node has one cell for each time the model is asked: tall and bl
 - Otherwise take **SpectralCache Auto**: one dial, and it tells how far it can be trusted. The methods with nodes of
   their own are here too.
 
-A method that needs blocks works on FLUX.1 and Qwen-Image; on another model it skips nothing, and Cache Stats says so.
+A method that needs blocks works on FLUX.1, Qwen-Image and Wan; on others it skips nothing, and Cache Stats says so.
 
 ## Inputs
 
@@ -131,8 +131,10 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     elif "unet" in kinds:
         needs = "a U-Net (SD1.5, SDXL)"
     else:
-        needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
-    size = SIZES.get(rules[0].places[0].kind, "model outputs")
+        needs = "blocks (FLUX.1, Qwen-Image, Wan)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
+    kind = rules[0].places[0].kind
+    alone = kind == "blocks" and rules[0].feature != "affine"
+    size = "features of every block" if alone else SIZES.get(kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 
 

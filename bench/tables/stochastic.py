@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,19 +35,23 @@ from cache_core.types import Correction, Method
 STEPS, COUNT, PAIRS = 28, 14, 4
 GUIDANCE = (1.0, 3.0)
 QUICK = ("euler_ancestral", "lcm")
+OTHERS = ("dpm_fast", "dpm_adaptive", "res_multistep")
+"""Two choose their own noise levels, one takes a noise sampler and adds none. (Samplers for a GPU and of CFG++ make the
+same steps as their namesakes.)
+"""
 AUTO, WITH, WITHOUT, FEWER = "Auto", "with the corrector", "without the corrector", "fewer steps"
 STOOD_DOWN = "stood down"
 
 
 def stochastic(comfy: Any) -> list[str]:
-    """The host's samplers that take a noise sampler and give another picture with another one."""
+    """The host's samplers that take a noise sampler and use it at every step."""
     sampling = importlib.import_module("comfy.k_diffusion.sampling")
     found = []
     for name in comfy.samplers.KSAMPLER_NAMES:
         function = getattr(sampling, f"sample_{name}", None)
         if function is not None and "noise_sampler" in inspect.signature(function).parameters:
             found.append(name)
-    return [name for name in found if not name.endswith(("_gpu", "_cfg_pp"))]  # the same steps as their namesakes
+    return [name for name in found if name not in OTHERS and not name.endswith(("_gpu", "_cfg_pp"))]
 
 
 def ways() -> dict[str, Method]:
@@ -129,12 +135,15 @@ class Easel:
         return latent, lab.clock() - started, len(made)
 
 
-def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
-    """One record a sampler, guidance, pair and way."""
+def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator[dict[str, object]]:
+    """One record a sampler, guidance, pair and way; none are begun after so many minutes."""
+    end = time.monotonic() + 60 * minutes
     names, store = stochastic(studio.lab.comfy), Store()
     for text, seed in prompts(pairs):
         for sampler in [name for name in names if name in QUICK] if quick else names:
             for cfg in GUIDANCE[:1] if quick else GUIDANCE:
+                if time.monotonic() > end:
+                    return
                 easel = Easel(studio, store, Case(sampler, cfg, text, seed))
                 runs = {way: easel.outcome(way) for way in (AUTO, WITHOUT)}
                 ours = runs[AUTO]
@@ -155,11 +164,12 @@ def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
     values = {way: [number(row["psnr"]) for row in found] for way, found in own.items()}
     computed = statistics.fmean(number(row["computed"]) for row in own[AUTO])
     if any(row["note"] for row in own[AUTO]):
-        return [f"{computed:.0f}", STOOD_DOWN, *[""] * 5]
+        return [f"{computed:.0f}", str(len(own[AUTO])), STOOD_DOWN, *[""] * 5]
     gains = {way: paired(values[way], values[FEWER]) for way in (AUTO, WITH, WITHOUT)}
     gain, on = gains[AUTO], values[AUTO] != values[WITHOUT]
     return [
         f"{computed:.0f} of {number(rows[0]['evaluations']):.0f}",
+        str(len(own[AUTO])),
         *(fixed(statistics.fmean(values[way]), 1) for way in (AUTO, FEWER)),
         f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})",
         "on" if on else "off",
@@ -169,7 +179,7 @@ def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     """docs/stochastic.md."""
-    heading = ["", "computed", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB", "its corrector",
+    heading = ["", "computed", "pairs", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB", "its corrector",
                "always with it", "never with it"]  # fmt: skip
     parts = []
     for cfg in dict.fromkeys(row["cfg"] for row in rows):
@@ -177,11 +187,10 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
         names = list(dict.fromkeys(row["sampler"] for row in own))
         body = [[name, *line([row for row in own if row["sampler"] == name])] for name in names]
         parts += [f"## CFG {number(cfg):g}", markdown(heading, body)]
-    pairs = len({row["seed"] for row in rows})
     return document(
         "# Samplers that add noise",
-        f"SpectralCache Auto, {COUNT} of {STEPS} steps computed, on the small FLUX: {pairs} prompt and seed pairs, "
-        "each on one Brownian path of noise, so that fewer steps lead to the same picture. PSNR is to the full run of "
+        f"SpectralCache Auto, {COUNT} of {STEPS} steps computed, on the small FLUX; every prompt and seed pair has "
+        "its one Brownian path of noise, so that fewer steps lead to the same picture. PSNR is to the full run of "
         "the same sampler; in brackets the 95 % interval over pairs. Auto's corrector is off by itself where the "
         "sampler was seen to add noise; the last two columns are the gain over fewer steps if it always repaired, or "
         "never. Where a run stood down it is sampled uncached, and Cache Stats says why.",
@@ -193,10 +202,17 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser)
     fill.add_arguments(parser)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        metavar="N",
+        help="begin nothing after so long; called again it goes on, and the page has what there is",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     def records(studio: Studio) -> Iterator[dict[str, object]]:
-        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
+        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick, options.minutes)
 
     return fill.carry_out_records(options, "stochastic", records, ["auto"], report, fill.quick_folder(options))

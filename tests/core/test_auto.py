@@ -243,6 +243,14 @@ def test_a_narrow_step_counts_as_little_as_it_is() -> None:
     assert stands is not None and stands[5] - stands[4] < 0.1 and stands[6] - stands[5] > 0.9
 
 
+def test_the_step_into_a_wide_gap_is_computed_and_the_narrow_one_behind_it_is_not() -> None:
+    upper, lower = [1 - 0.05 * i for i in range(7)], [0.499 * (12 - i) / 12 for i in range(13)]
+    sigmas = (*upper, 0.5, *lower)
+    found = places(20, 10, even(sigmas))
+    assert {6, 8} < set(found) and 7 not in found
+    assert {6, 8}.isdisjoint(places(20, 10)) and 7 in places(20, 10)
+
+
 @given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=40, unique=True), st.data())
 def test_every_falling_schedule_can_be_placed(levels: list[float], data: Any) -> None:
     sigmas = (*sorted(levels, reverse=True), 0.0)

@@ -312,7 +312,7 @@ def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     ).args
     assert profile.about["family"] == "Qwen-Image" and torch.isfinite(profile.tables["mlp.noise"][0, 1:-1]).all()
     assert profile.groups == ("modules", "trunk", "branch", "course")
-    other = host.tiny.load("chroma")[0]
+    other = host.families.FAMILIES["Lumina 2"].patcher()
     with pytest.raises(ValueError, match="use whole run"):
         calibrate(host, node, other, record="modules")
 
