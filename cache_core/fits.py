@@ -58,6 +58,15 @@ def polynomial_of(profile: Profile) -> Fit:
     return Fit(replace(calibration, unit=unit), explained, len(d))
 
 
+def explained_by(profile: Profile, calibration: Calibration) -> float:
+    """How much of the spread of y another calibration's polynomial explains at its best scale and offset: the square
+    of their correlation, since a threshold makes good for both.
+    """
+    d, y = _pairs(profile, profile.tables["trunk.signal"])
+    predicted = torch.tensor([rescaled(calibration, float(v)) for v in d], dtype=torch.float64)
+    return float(torch.corrcoef(torch.stack([predicted, y]))[0, 1].square())
+
+
 def _pairs(profile: Profile, signal: Tensor) -> tuple[Tensor, Tensor]:
     """The signal's and the residual's change wherever both were measured, in float64."""
     change = profile.tables["trunk.change"]
