@@ -8,6 +8,9 @@ much of the spread of y the fit explains. Outside the d that were seen, a fit go
 The unit makes thresholds alike on every model: it is the threshold at which half of the profile's own steps are
 computed, over the 0.6 at which FLUX.1 is about twice as fast.
 
+On the small FLUX (four captions, euler, 28 steps) FLUX.1's polynomial explains 75 % of y at CFG 1 and 67 % at CFG 3 at
+its best scale, about what d itself explains (77, 65), the fit 80 and 83 %.
+
 Differs from the original: y is the change of the residual, which is what a skip holds, not of the model's output; a fit
 is of a user's own model, from a few prompts instead of 70.
 """
