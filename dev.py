@@ -48,6 +48,8 @@ one half, in order; whoever is done takes over half of what the other has left.
 """
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """What a run of everything sets to 1: its processes share the processors, and the models are small."""
+SMOKE = ["-q", "-m", "smoke", *(str(HOST_TESTS / f"test_{name}.py") for name in ("hosts", "families"))]
+"""What every supported ComfyUI has to show."""
 DRAWN = ("dynamics", "quality")
 """Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
@@ -98,6 +100,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", help="write the pictures and tables here")
     command = add("test", test, "ruff, mypy and all tests; with arguments only pytest, which gets them")
     command.add_argument("--frontend", metavar="VERSION", help="in the browser tests, or newest (default: the host's)")
+    command.add_argument(
+        "--host",
+        choices=(*setup_host.HOSTS, "all"),
+        help="on this ComfyUI, set up on first use: the newest fully, an older one what every host has to show",
+    )
     command = add("serve", serve, "leave a ComfyUI with the pack and the stand-in models running, to try by hand")
     command.add_argument("--port", type=int, default=8188, help="on 127.0.0.1 (default: 8188)")
     add("train", train, "make the small models from nothing, going on where it was stopped", add_help=False)
@@ -165,10 +172,21 @@ def serve(options: argparse.Namespace, _rest: list[str]) -> int:
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """Runs every check and returns the first failure's code. With arguments: pytest only."""
-    host = setup_host.prepare(tools=True)
+    hosts = tuple(setup_host.HOSTS) if options.host == "all" else (options.host,)
+    codes = [test_on(version, options, rest) for version in hosts]
+    return next((code for code in codes if code), 0)
+
+
+def test_on(version: str | None, options: argparse.Namespace, rest: list[str]) -> int:
+    """The checks on one ComfyUI; None: the one that is used anyway."""
+    host = setup_host.prepare(tools=True, version=version)
+    if version:
+        say(f"ComfyUI {version}")
     if options.frontend:
         os.environ["SPECTRALCACHE_FRONTEND"] = str(setup_host.frontend(host, options.frontend))
-    return run_pytest(host, rest) if rest else run_everything(host)
+    if not rest and version in (None, setup_host.DEFAULT_HOST):
+        return run_everything(host)
+    return run_pytest(host, rest or SMOKE)
 
 
 # --- the checks -----------------------------------------------------------------------------------------------------

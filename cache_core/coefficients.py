@@ -19,7 +19,7 @@ Differs from the original: the authors let a negative P lower A. Here it counts 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -359,3 +359,9 @@ IDENTITY = Calibration(
     thresholds=(),
     source="no published fit: raw relative L1; the unit is a placeholder until the bench has measured one",
 )
+
+
+def unfitted(name: str) -> Calibration:
+    """The row of a model that nobody has published a fit for: the relative L1 as it is."""
+    source = "no published fit: raw relative L1 over the target's tokens; the unit has not been measured"
+    return replace(IDENTITY, name=name, source=f"{source} on trained weights")

@@ -171,7 +171,8 @@ def surface_of(profile: Profile) -> tuple[Surface, float, float]:
 @dataclass(frozen=True, slots=True)
 class AccumulateSurface(Gate):
     """Skip while the predicted changes since the last computed evaluation add up to less than a threshold, which
-    `allowed` may scale by a figure of the signal's.
+    `allowed` may scale by a figure of the signal's. A second evaluation at the same noise level is treated like the
+    first.
     """
 
     threshold: Bell
@@ -187,17 +188,19 @@ class AccumulateSurface(Gate):
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         limit = self.threshold(step) * self.unit * (1.0 if self.allowed is None else self.allowed(reading))
-        predicted = on(self.surface, reading["embedding"], step.progress)
-        distance = self._distance(reading, step)
+        predicted = self._predicted(reading, step)
+        distance = reading["distance"] + max(predicted, 0.0)
         note = NEGATIVE_NOTE if predicted < 0 else ""
-        return Verdict(distance < limit, "threshold", {"distance": limit}, note, {"distance": distance})
+        return Verdict(0 < distance < limit, "threshold", {"distance": limit}, note, {"distance": distance})
 
     def settle(self, advanced: Figures, reading: Mapping[str, float], skipped: bool, step: Step) -> Figures:
-        distance = self._distance(reading, step) if skipped else 0.0
+        distance = reading["distance"] + max(self._predicted(reading, step), 0.0) if skipped else 0.0
         return {"distance": torch.full_like(advanced["distance"], distance)}
 
-    def _distance(self, reading: Mapping[str, float], step: Step) -> float:
-        return reading["distance"] + max(on(self.surface, reading["embedding"], step.progress), 0.0)
+    def _predicted(self, reading: Mapping[str, float], step: Step) -> float:
+        """Nothing at the noise level of the evaluation before."""
+        x = reading["embedding"]
+        return on(self.surface, x, step.progress) if x else 0.0
 
 
 def allowance(most: float, halfway: float, sharpness: float, reading: Mapping[str, float]) -> float:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from .placement import cumulative
-from .profile import Profile
+from .profile import BOTH, Profile
 from .tables import State, Table, fitted
 from .types import Schedule, Step
 
@@ -37,8 +37,9 @@ def misfit(profile: Profile | None, schedule: Schedule) -> str:
 
 @dataclass
 class Measured:
-    """A model as the profile knows it, for Algorithm 1: each module moves the norm by its own measured share at its
-    age, and both by the sum (first order). Beyond the longest measured lag a change grows in a straight line.
+    """A model as the profile knows it, for Algorithm 1: E_state / E_ori as measured at the age of what is reused. Where
+    both are and one is older, its further age moves the norm by what it does alone (first order). Beyond the longest
+    measured lag a change grows in a straight line.
     """
 
     noise: dict[State, list[list[list[float]]]]
@@ -49,24 +50,34 @@ class Measured:
 
     def ratios(self, step: int, state: State) -> list[float]:
         """E_state / E_ori of each sample; infinite where it was not measured."""
-        reused = [module for module in MODULE_OF if state in (module, State.BOTH)]
-        samples = len(next(iter(self.noise.values()))[0][0])
-        return [1 + sum(self._moved(module, step, sample) for module in reused) for sample in range(samples)]
+        ages = {module: step - self.made[module] for module in MODULE_OF if state in (module, State.BOTH)}
+        least = min(ages.values())
+
+        def ratio(sample: int) -> float:
+            older = [module for module, age in ages.items() if age > least]
+            further = (
+                self._moved(module, step, ages[module], sample) - self._moved(module, step, least, sample)
+                for module in older
+            )
+            return 1 + self._moved(state, step, least, sample) + sum(further)
+
+        return [ratio(sample) for sample in range(len(self.noise[state][0][0]))]
 
     def advance(self, step: int, state: State) -> None:
         for module in MODULE_OF:
             if state not in (module, State.BOTH):
                 self.made[module] = step
 
-    def _moved(self, module: State, step: int, sample: int) -> float:
-        age, lags = step - self.made[module], self.noise[module]
+    def _moved(self, state: State, step: int, age: int, sample: int) -> float:
+        lags = self.noise[state]
         longest = min(age, len(lags))
         moved = (lags[longest - 1][step][sample] - 1) * age / longest
         return moved if math.isfinite(moved) else math.inf
 
 
 def measured(profile: Profile) -> Measured:
-    return Measured({state: profile.tables[f"{name}.noise"].tolist() for state, name in MODULE_OF.items()})
+    names = {**MODULE_OF, State.BOTH: BOTH}
+    return Measured({state: profile.tables[f"{name}.noise"].tolist() for state, name in names.items()})
 
 
 class Guided:
@@ -80,7 +91,7 @@ class Guided:
         return self._resolved(wanted)[0]
 
     def gains(self, wanted: float) -> tuple[float, ...]:
-        """b_t = E_ori / E_state, the mean over samples: 1 where nothing is reused."""
+        """b_t = E_ori / E_state, the mean over samples: 1 where nothing is reused, and where no norm would be left."""
         return self._resolved(wanted)[1]
 
     def _resolve(self, wanted: float) -> tuple[Table, tuple[float, ...]]:
@@ -88,7 +99,7 @@ class Guided:
         world, gains = measured(self.profile), []
         for step, state in enumerate(table):
             ratios = world.ratios(step, state) if state else [1.0]
-            gains.append(sum(1 / ratio for ratio in ratios) / len(ratios))
+            gains.append(sum(1 / ratio if ratio > 0 else 1.0 for ratio in ratios) / len(ratios))
             world.advance(step, state)
         return table, tuple(gains)
 

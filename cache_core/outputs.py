@@ -38,3 +38,20 @@ class NoiseGain(Output):
         if b == 1 or alpha < LEAST_SIGNAL:
             return denoised.clone()
         return b * denoised + ((1 - b) / alpha) * x
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGain(Output):
+    """Each channel of the denoised latent drawn to or from its mean over positions (Q&C, arXiv 2503.02508): x' = mu +
+    K·(x - mu), with K = gain(step), c. A latent of other channels is left as it is.
+    """
+
+    gain: Callable[[Step], Tensor]
+
+    def adjust(self, now: Step, x: Tensor, denoised: Tensor) -> Tensor:
+        k = self.gain(now)
+        if k.shape[0] != denoised.shape[1]:
+            return denoised.clone()
+        k = k.to(denoised, non_blocking=True).view(1, -1, *(1 for _ in denoised.shape[2:]))
+        mean = denoised.mean(tuple(range(2, denoised.ndim)), keepdim=True)
+        return mean + k * (denoised - mean)

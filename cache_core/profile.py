@@ -11,8 +11,8 @@ negative prompt), n the sample, k the lag, l the layer; figures of step t compar
 modules
     attention.change, mlp.change   k t l  |F_t - F_(t-lag)|_1 / |F_t|_1 at lags 1 .. k, by layer
     attention.norm, mlp.norm       t l    mean absolute output, by layer
-    attention.noise, mlp.noise     k t n  norm of the predicted noise with that module `lag` steps old, over the norm
-                                          without reuse, by sample (FEB-Cache, 2503.07120, Algorithm 1)
+    attention.noise, mlp.noise,    k t n  norm of the predicted noise with that module, or both, `lag` steps old, over
+    both.noise                            the norm without reuse, by sample (FEB-Cache, 2503.07120, Algorithm 1)
 trunk
     trunk.signal                   c n t  relative L1 change of the first block's modulated input (TeaCache's d)
     trunk.change                   c n t  relative L1 change of the trunk's residual
@@ -43,13 +43,13 @@ from .types import CacheError
 VERSION = 1
 KEY = "spectralcache_profile"
 LARGEST_FILE, LARGEST_HEADER = 64 * 2**20, 2**20
-MODULES = ("attention", "mlp")
+MODULES, BOTH = ("attention", "mlp"), "both"
 ALWAYS = {"sigmas": "t"}
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "modules": {
         **{f"{module}.change": "ktl" for module in MODULES},
         **{f"{module}.norm": "tl" for module in MODULES},
-        **{f"{module}.noise": "ktn" for module in MODULES},
+        **{f"{module}.noise": "ktn" for module in (*MODULES, BOTH)},
     },
     "trunk": {"trunk.signal": "cnt", "trunk.change": "cnt", "trunk.magnitude": "cnt", "trunk.embedding": "t"},
     "branch": {"branch.difference": "nt"},

@@ -44,6 +44,28 @@ class Codebook(Gate):
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned(Codebook):
+    """The same, and beyond the steps of the rate, up to `longest`, what leaves its input nearly as it was (figure
+    "alike") is left out without anything in its place (QuantCache).
+    """
+
+    alike: float = 1.0
+    longest: int = 1
+
+    def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
+        verdict = Codebook.decide(self, reading, step, calibration)
+        away = step.index - int(reading["anchor"])
+        if verdict.skip or not 0 < away < self.longest or not reading.get("alike", 0.0) > self.alike:
+            return verdict
+        scores = {self.figure: reading.get(self.figure, math.nan), "alike": reading["alike"]}
+        return Verdict(True, "pruned", {**verdict.limits, "alike": self.alike}, scores=scores, gain=_nothing)
+
+
+def _nothing(anchor: Step) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Listed(Gate):
     """Skip the steps that a table gives for the run's own noise levels: a fixed schedule. `only`: the layers that the
     skip of a step is for, None for all; `note`: what to say of the table in this run, if anything.

@@ -244,6 +244,14 @@ class Session:
         self.pause()
         self._free()
 
+    def expected(self) -> float | None:
+        """The relative error of the last latent that the method expects, by the steps that were computed."""
+        ask = self.method.expected
+        if ask is None or self.recorder.stood_down:
+            return None
+        computed = {record.step for record in self.recorder.records if record.action != SKIPPED}
+        return ask(self.schedule, sorted(computed))
+
     def go_on(self, levels: Sequence[float], recorder: Recorder, corrects: bool) -> None:
         """Take up a paused run at the first of these noise levels, where it has stopped: both are one run. One that
         does not end without noise is not the last.

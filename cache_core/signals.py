@@ -196,6 +196,47 @@ def _entered(probe: Probe) -> Tensor:
     return probe.entered
 
 
+@dataclass(frozen=True, slots=True)
+class BlockRate(Signal):
+    """How fast what enters a block changes, and how much of it the block leaves as it was: both of the last computed
+    evaluation, and so known before the next one begins. Over every `stride`th of the target's tokens. For places of
+    single blocks whose feature is what they add.
+
+    rate: |h_a - h_b|_1 / |h_a|_1 / (a - b) between the last two computed evaluations a and b; alike: the cosine between
+    what entered and what left.
+    """
+
+    stride: int = 8
+    needs = frozenset({"entered"})
+
+    def look(self, probe: Probe) -> Past:
+        if probe.entered is None:
+            raise CacheError("BlockRate looks at what enters a block; use it at a place of single blocks")
+        return {"entered": probe.entered[:, :: self.stride]}
+
+    def score(self, now: Past, before: Past) -> Figures:
+        return {name: before[name] for name in ("rate", "alike") if name in before}
+
+    def observe(
+        self, step: Step, feature: Tensor, past: Past, tap: Tensor | None = None, grid: Grid | None = None
+    ) -> Past:
+        entered = past["entered"].float()
+        at = torch.full((), float(step.index), device=entered.device)
+        steps = at - past.get("at", at - 1)
+        if "at" in past and past["anchor"].shape == past["entered"].shape:
+            rate = _change(past["anchor"], past["entered"]) / steps.clamp(min=1)
+            rate = torch.where(steps > 0, rate, past.get("rate", torch.full_like(rate, torch.inf)))
+        else:
+            rate = None
+        added = feature[:, :: self.stride][:, : entered.shape[1]].float()
+        kept = {**past, "anchor": past["entered"], "at": at}
+        if added.shape == entered.shape:
+            left = entered + added
+            alike = (entered * left).sum() / (entered.norm() * left.norm())
+            kept["alike"] = torch.where(steps > 0, alike, past.get("alike", alike))
+        return kept if rate is None else {**kept, "rate": rate}
+
+
 def _head(probe: Probe) -> Tensor:
     if probe.head is None:
         raise CacheError("this signal looks at what the head layers add; use it at a place with a head")

@@ -97,6 +97,7 @@ class Recorder:
     foreseen_bytes: int = 0
     stood_down: bool = False
     profile: str = ""
+    expected: float | None = None
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unheard: Callable[[str], bool] = lambda text: True
     """Whether a sentence is new to the user, who may have been told by an earlier run of the same node."""
@@ -132,6 +133,7 @@ class Recorder:
             "foreseen_bytes": self.foreseen_bytes,
             "watch_bytes": self.watch_bytes,
             "profile": self.profile,
+            "expected_error": _finite(self.expected),
             "notes": list(self.notes),
             "counted": {name: sum(reasons[r] for r in alone) for name, alone in self.counted.items()},
         }
@@ -183,7 +185,9 @@ def summary(trace: Trace) -> str:
     if trace["skipped"] + trace["partial"]:  # else a measured figure would only show how steady the clock is
         parts.append(f"{measured_speedup(trace):.2f}x")
     error = estimated_error(trace["evaluations"])
-    if error is not None:
+    if trace.get("expected_error"):
+        parts.append(f"expected error of the latent {100 * trace['expected_error']:.1f} %")
+    elif error is not None:
         parts.append(f"estimated error {100 * error:.1f} %")
     parts.append(megabytes(trace["cache_bytes"]))
     if trace["state"] != "done":
@@ -203,6 +207,8 @@ def report(trace: Trace) -> str:
     lines += _gain(trace)
     if trace.get("profile"):
         lines.append(f"Profile: {trace['profile']}")
+    if trace.get("expected_error"):
+        lines.append(f"Expected error of the last latent: {100 * trace['expected_error']:.1f} %, by the profile")
     error = estimated_error(evaluations)
     if error is not None:
         lines.append(f"Estimated error: {100 * error:.1f} %, the method's own estimate, mean of what was not computed")

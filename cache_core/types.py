@@ -13,7 +13,7 @@ for the accumulators. Fixed schedules use only `decide`, and only its `Step`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -382,7 +382,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Method:
     """A whole published method: immutable, shared by every run that uses it. An outer rule's skip freezes the inner
-    ones.
+    ones. expected: the relative error of the last latent that a run on this schedule is to be expected with if it
+    computes these steps; None where that is not known. remark: what a user should know of a run on this schedule.
     """
 
     name: str
@@ -391,6 +392,8 @@ class Method:
     output: Output | None = None
     counted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Checks of which the report says how often they alone refused a skip: their reasons, by name."""
+    expected: Callable[[Schedule, Sequence[int]], float | None] | None = None
+    remark: Callable[[Schedule], str] | None = None
 
     @property
     def never(self) -> bool:

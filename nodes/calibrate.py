@@ -1,7 +1,8 @@
 """Cache Calibrate: samples a model in full a few times and hands on what it learned to the methods that ask for it.
 
 Each sample is one full run that is watched (`watcher`), and one in which modules are tried apart (`calibration`), which
-takes longer; `record` leaves one of them out. The profile is stored when everything is done: an interrupt leaves
+takes longer; `record` leaves one of them out. The first is made again in parts, to see what an error of one step does
+to the picture (`amplifier`). The profile is stored when everything is done: an interrupt leaves
 nothing behind.
 """
 
@@ -22,6 +23,7 @@ from comfy_api.latest import io
 from ..cache_core.profile import Profile
 from ..cache_core.types import CacheError
 from . import host, shelf
+from .amplifier import Amplifier
 from .calibration import Calibrator
 from .calibration_report import report
 from .plots import plots
@@ -32,7 +34,7 @@ NAME = "Cache Calibrate"
 DESCRIPTION = (
     "Samples this model in full a few times and learns how it changes from step to step, as a whole and attention and "
     "MLP apart. Connect the profile to an Apply node or to Cache Method; it is also stored, for Cache Profile to load. "
-    "It takes the time of samples x (2 + lags) pictures, once: the result stays until an input changes."
+    "It takes the time of samples x (2 + lags) pictures and four more, once: the result stays until an input changes."
 )
 FEWEST, MOST_SAMPLES = 5, 8
 MORE = ("positive_2", "positive_3", "positive_4")
@@ -51,7 +53,7 @@ class SpectralCacheCalibrate(io.ComfyNode):
             search_aliases=["calibrate", "profile", "learn", "cache calibration", "校准", "校正"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn, with the same LoRAs and patches as in the run: "
-                               "FLUX.1 or Qwen-Image; of others the course of whole runs is learned, for "
+                               "FLUX.1, Qwen-Image or Wan; of others the course of whole runs is learned, for "
                                "SpectralCache Auto. A cache on it is left out while it learns."),
                 io.Conditioning.Input("positive", tooltip="The prompt. Off the others below, every sample has this one "
                                       "with another seed."),
@@ -116,25 +118,37 @@ class SpectralCacheCalibrate(io.ComfyNode):
             raise CacheError(f"{NAME}: record is {APART}, but the blocks of {family} are not described here, so its "
                              f"modules cannot be told apart; use {RUN}")  # fmt: skip
         recorders = _recorders(record, described, cfg > 1, lags, lambda: bar.update(1))
-        bar = comfy.utils.ProgressBar(samples * steps * sum(recorder.trials for recorder in recorders))
+        amplifier = None if record == APART else Amplifier(steps, lambda: bar.update(1))
+        total = samples * steps * sum(recorder.trials for recorder in recorders)
+        bar = comfy.utils.ProgressBar(total + (amplifier.evaluations if amplifier else 0))
         prompts = [positive, *(prompt for prompt in more.values() if prompt is not None)]
         empty = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+
+        def sampled(watching: Watcher | Calibrator | Amplifier, number: int) -> torch.Tensor:
+            """One run that is looked at."""
+            latent: torch.Tensor = comfy.sample.sample(
+                host.calibrating(model, watching.method, watching.observe, watching.around),
+                comfy.sample.prepare_noise(empty, seed + number),
+                steps,
+                cfg,
+                sampler_name,
+                scheduler,
+                prompts[number % len(prompts)],
+                negative,
+                torch.zeros_like(empty),
+                seed=seed + number,
+            )
+            return latent
+
         for number in range(samples):
             for recorder in recorders:
                 recorder.begin()
-                comfy.sample.sample(
-                    host.calibrating(model, recorder.method, recorder.observe, recorder.around),
-                    comfy.sample.prepare_noise(empty, seed + number),
-                    steps,
-                    cfg,
-                    sampler_name,
-                    scheduler,
-                    prompts[number % len(prompts)],
-                    negative,
-                    torch.zeros_like(empty),
-                    seed=seed + number,
-                )
+                sampled(recorder, number)
+        while amplifier is not None and amplifier.left:
+            amplifier.finish(sampled(amplifier, 0))
         tables = joined([recorder.tables() for recorder in recorders])
+        if amplifier is not None and "course.gram" in tables:
+            tables["course.amplified"] = amplifier.table(len(tables["sigmas"]))
         if not tables:
             raise CacheError(f"{NAME}: nothing was recorded: {sampler_name} tells nothing of its steps; use euler")
         about = {

@@ -1,9 +1,10 @@
 """What Cache Calibrate records while a model is sampled in full: how far modules move from step to step, and what the
-predicted noise would have been with one of them reused.
+predicted noise would have been with one of them reused, or both.
 
-At each step the model is asked again with attention, then with the MLP, `lag` steps old, before it is asked in full:
-that is FEB-Cache's E_attention, E_mlp and E_ori (arXiv 2503.07120, Algorithm 1) on the uncached trajectory. A trial
-runs about half of the model, so that k lags cost k more pictures a sample. Changes are taken on every `STRIDE`th token;
+At each step the model is asked again with attention, with the MLP, and with both `lag` steps old, before it is asked in
+full: that is FEB-Cache's E_attention, E_mlp, E_both and E_ori (arXiv 2503.07120, Algorithm 1), all of them at the same
+latent of the uncached trajectory. The first two run about half of the model each and the third nearly nothing, so that
+k lags cost k more pictures a sample. Changes are taken on every `STRIDE`th token;
 what outlives a step is the engine's own history of `lags` steps, those tokens, and scalars.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..cache_core.coefficients import Calibration
+from ..cache_core.profile import BOTH
 from ..cache_core.track import LaneKey, Seen
 from ..cache_core.types import (
     ATTENTION,
@@ -38,13 +40,15 @@ from ..cache_core.types import (
 
 STRIDE = 8
 KINDS = (ATTENTION.kind, MLP.kind)
+TRIALS = {**{kind: frozenset({kind}) for kind in KINDS}, BOTH: frozenset(KINDS)}
+"""What is reused in a trial, by the name that the profile has for it."""
 
 
 @dataclass
 class Orders:
-    """What the evaluation under way is to reuse: a kind of module, so many steps old; None: nothing."""
+    """What the evaluation under way is to reuse: kinds of modules, so many steps old."""
 
-    kind: str | None = None
+    kinds: frozenset[str] = frozenset()
     lag: int = 1
 
 
@@ -56,7 +60,7 @@ class Ordered(Gate):
     kind: str
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
-        return Verdict(self.orders.kind == self.kind, "trial")
+        return Verdict(self.kind in self.orders.kinds, "trial")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Calibrator:
     @property
     def trials(self) -> int:
         """Evaluations that it makes a step."""
-        return 1 + 2 * self.lags
+        return 1 + len(TRIALS) * self.lags
 
     @property
     def method(self) -> Method:
@@ -128,15 +132,15 @@ class Calibrator:
         step = -1 if levels is None else self._step(levels, float(timestep.flatten()[0]))
         trials: list[tuple[str, int]] = []
         if 0 < step < len(self.sigmas) - 1 and step not in self._seen:
-            trials = [(kind, lag) for lag in range(1, min(self.lags, step) + 1) for kind in KINDS]
+            trials = [(kind, lag) for lag in range(1, min(self.lags, step) + 1) for kind in TRIALS]
         tried = {}
         try:
             for kind, lag in trials:
-                self.orders.kind, self.orders.lag = kind, lag
+                self.orders.kinds, self.orders.lag = TRIALS[kind], lag
                 tried[kind, lag, step] = _norm(x, executor(x, timestep, model_options, *args, **kw), timestep)
                 self.ticked()
         finally:
-            self.orders.kind = None
+            self.orders.kinds = frozenset()
         out = executor(x, timestep, model_options, *args, **kw)
         self._seen.add(step)
         whole = _norm(x, out, timestep)
@@ -146,7 +150,7 @@ class Calibrator:
 
     def observe(self, seen: Seen) -> None:
         """A module's output; only those of full evaluations and of the first conditioning count."""
-        if seen.skipped or self.orders.kind is not None:
+        if seen.skipped or self.orders.kinds:
             return
         self._lane = self._lane or seen.lane
         if seen.lane != self._lane:
@@ -172,19 +176,18 @@ class Calibrator:
         for kind in KINDS:
             change = torch.full((self.lags, total, layers), torch.nan)
             norm = torch.full((total, layers), torch.nan)
-            noise = torch.full((self.lags, total, samples), torch.nan)
             for (which, lag, step, layer), sums in self._sums.items():
                 if which == kind and lag <= self.lags:
                     change[lag - 1, step, layer] = float(sums.moved) / max(float(sums.size), TINY)
             for (which, step, layer), sums in self._sizes.items():
                 if which == kind:
                     norm[step, layer] = float(sums.size) / sums.count
-            for sample, ratios in enumerate(self.noise):
-                for (which, lag, step), ratio in ratios.items():
-                    if which == kind:
-                        noise[lag - 1, step, sample] = float(ratio)
-            tables |= {f"{kind}.change": change, f"{kind}.norm": norm, f"{kind}.noise": noise}
-        return tables
+            tables |= {f"{kind}.change": change, f"{kind}.norm": norm}
+        noise = {kind: torch.full((self.lags, total, samples), torch.nan) for kind in TRIALS}
+        for sample, ratios in enumerate(self.noise):
+            for (kind, lag, step), ratio in ratios.items():
+                noise[kind][lag - 1, step, sample] = float(ratio)
+        return tables | {f"{kind}.noise": table for kind, table in noise.items()}
 
     def _step(self, levels: Tensor, sigma: float) -> int:
         """Which step of the run, found by its noise level."""

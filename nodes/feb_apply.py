@@ -15,5 +15,7 @@ class SpectralCacheFEBApply(ApplyNode):
         "bypass it and the picture is exactly the original again. Connect Cache Stats to see what was reused."
     )
     ALIASES = (*ALIASES, "feb cache", "febcache", "attention", "mlp", "half step")
-    MODELS = "FLUX.1 and Qwen-Image, whose blocks are described; others are computed in full, and Cache Stats says so."
+    MODELS = (
+        "FLUX.1, Qwen-Image and Wan, whose blocks are described; others are computed in full, and Cache Stats says so."
+    )
     validate_inputs = compared(NAME, methods()[METHOD])

@@ -433,6 +433,8 @@ def _start(
     if session.active:
         for remark in _remarks(session.schedule.sigmas):
             recorder.note(remark)
+        if method.remark is not None and (said := method.remark(session.schedule)):
+            recorder.note(said)
         wanted = next((CALL_SITES[p.kind] for p in method.rules[0].places if p.kind in CALL_SITES), None)
         if recorder.site == MODEL.kind and wanted is not None and not wanted.fits(architecture):
             recorder.note(f"the blocks of {name} are not described yet, so whole model calls are skipped")
@@ -506,6 +508,7 @@ def _finish(run: Run, state: State, samples: Any) -> None:
         _say_idle(run, state)
         if state != "done" or not run.piece.leave(session, samples):
             session.close()
+        session.recorder.expected = session.expected() if state == "done" else None
         trace = session.recorder.finish(state, _place())
         RUNS.publish(trace)
         LOG.info(summary(trace))

@@ -96,6 +96,33 @@ def test_an_interrupted_set_up_is_done_again_and_a_finished_one_is_not(monkeypat
     assert len(runs) == 2
 
 
+def test_an_older_host_borrows_what_the_default_one_has(tmp_path, monkeypatch):
+    lent = []
+
+    def set_up(version, _python, source, environment, lender=None):
+        lent.append((version, lender and lender.comfyui.name))
+        setup_host.python_in(environment).parent.mkdir(parents=True, exist_ok=True)
+        setup_host.python_in(environment).touch()
+        source.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(setup_host, "set_up", set_up)
+    assert setup_host.prepare(version="0.16.3").comfyui.name == "0.16.3"
+    assert lent == [("0.30.0", None), ("0.16.3", "0.30.0")]
+
+
+def test_what_is_borrowed_stands_behind_what_is_there(tmp_path):
+    lender, borrower = tmp_path / "lender", tmp_path / "borrower"
+    for folder in (lender, borrower):
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    pythons = [setup_host.python_in(folder) for folder in (lender, borrower)]
+    setup_host.borrow(*pythons)
+    for python, name, value in ((pythons[0], "both", 1), (pythons[0], "lent", 2), (pythons[1], "both", 3)):
+        (setup_host._site_packages(python) / f"{name}.py").write_text(f"value = {value}\n")
+    code = "import both, lent; print(both.value, lent.value)"
+    said = subprocess.run([pythons[1], "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["3", "2"]
+
+
 @posix
 def test_only_one_process_sets_up(tmp_path):
     with provision.only_one(tmp_path), open(tmp_path / "lock", "a+b") as second:
@@ -281,13 +308,25 @@ def test_the_output_ends_in_all_summaries(codes, expected, capfdbinary):
 
 def test_all_checks_run_and_the_first_failure_counts(monkeypatch):
     ran = []
-    monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
+    monkeypatch.setattr(setup_host, "prepare", lambda tools, version: HOST)
     for name, code in (("run_ruff", 0), ("run_mypy", 2), ("run_validation", 1)):
         monkeypatch.setattr(dev, name, lambda _host, name=name, code=code: ran.append(name) or code)
     monkeypatch.setattr(dev, "pytest_commands", lambda _host, rest: ran.append(rest) or [process("core"), process("h")])
     monkeypatch.setattr(dev, "run_in_turn", lambda commands, _host: 1)
     assert dev.main(["test"]) == 2 and sorted(ran[1:]) == ["run_mypy", "run_ruff", "run_validation"] and ran[0] == []
     assert dev.main(["test", "-x", "tests/core"]) == 1 and ran[4:] == [["-x", "tests/core"]]
+
+
+def test_the_checks_run_on_every_host_that_is_named(monkeypatch):
+    ran = []
+    monkeypatch.setattr(setup_host, "prepare", lambda tools, version: version)
+    monkeypatch.setattr(dev, "run_everything", lambda host: ran.append((host, "everything")) or 0)
+    monkeypatch.setattr(dev, "run_pytest", lambda host, rest: ran.append((host, rest)) or int(host == "0.18.2"))
+    assert dev.main(["test", "--host", "all"]) == 1
+    older = [version for version in setup_host.HOSTS if version != setup_host.DEFAULT_HOST]
+    assert ran == [(setup_host.DEFAULT_HOST, "everything"), *((version, dev.SMOKE) for version in older)]
+    del ran[:]
+    assert dev.main(["test", "--host", "0.16.3", "-k", "auto"]) == 0 and ran == [("0.16.3", ["-k", "auto"])]
 
 
 MEETING = """
@@ -340,7 +379,7 @@ def test_a_warning_of_the_registrys_tool_fails(says, code, expected, tmp_path, m
 def test_another_frontend_is_named_to_the_browser_tests(tmp_path, monkeypatch):
     asked, seen = [], []
     monkeypatch.setenv("SPECTRALCACHE_FRONTEND", "")
-    monkeypatch.setattr(setup_host, "prepare", lambda tools: HOST)
+    monkeypatch.setattr(setup_host, "prepare", lambda tools, version: HOST)
     monkeypatch.setattr(setup_host, "frontend", lambda _host, version: asked.append(version) or tmp_path)
     monkeypatch.setattr(dev, "run_pytest", lambda _, rest: seen.append((os.environ["SPECTRALCACHE_FRONTEND"], rest)))
     dev.main(["test", "tests/browser", "--frontend", "newest"])

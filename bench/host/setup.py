@@ -111,10 +111,12 @@ class Host:
         return {**found, **tools, "COMFYUI_PATH": str(self.comfyui), "COMFYUI_PYTHON": str(self.python)}
 
 
-def prepare(tools: bool = False) -> Host:
-    """The host to use, set up first where needed. `tools` asks for the developer tools as well."""
+def prepare(tools: bool = False, version: str | None = None) -> Host:
+    """The host to use, set up first where needed: one of `HOSTS`, or what the environment names. `tools` asks for the
+    developer tools as well.
+    """
     with mended():
-        return _prepare(tools)
+        return own_host(version, usable_python(), tools) if version else _prepare(tools)
 
 
 def _prepare(tools: bool) -> Host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 from bench import ROOT
 from bench.host.provision import say
 from bench.lab.arms import Cached
-from bench.lab.grid import Group, rows, walk
+from bench.lab.grid import Group, complete, rows, walk
 from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
 
 if TYPE_CHECKING:
+    from bench.lab.lab import Lab
+    from bench.lab.painter import Painter
     from bench.lab.studio import Studio
 
 EVERY = 20
@@ -24,6 +27,8 @@ EVERY = 20
 MEASURED = "measured"
 """The column of a CSV whose rows were made at different times: where each is from."""
 
+Opened = Callable[["Lab", int], "Painter"]
+"""A model in a lab, at a side."""
 Rows = list[dict[str, str]]
 Report = Callable[[Rows, str], str]
 """The page from the CSV's rows and the line on where they are from."""
@@ -43,6 +48,12 @@ def add_quick(parser: argparse.ArgumentParser, pairs: str = "one pair") -> None:
     parser.add_argument("--quick", action="store_true", help=f"{pairs} and a few rows, to see that it works")
 
 
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """The option of a grid that takes long, so that it can be filled in several goes."""
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no more runs after so long: the page of the "
+                        "pairs that are complete by then; the same command goes on")  # fmt: skip
+
+
 def quick_folder(options: argparse.Namespace) -> Path | None:
     """Where a short grid's files go unless --out says."""
     return Path("out/bench") if options.quick else None
@@ -56,15 +67,20 @@ def carry_out(
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
     beside: bool = False,
+    opened: Opened | None = None,
 ) -> int:
     """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
     folder.
 
-    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`).
+    `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`). opened: another
+    model than the small FLUX.
     """
-    return written(
-        options, name, lambda table: measure(groups, table, options.share, options.side, beside), report, folder, also
-    )
+
+    def make(table: Path) -> str:
+        minutes = getattr(options, "minutes", None)
+        return measure(groups, table, options.share, options.side, beside, opened, minutes)
+
+    return written(options, name, make, report, folder, also)
 
 
 def carry_out_records(
@@ -130,9 +146,11 @@ def measure(
     share: str | None,
     side: int | None = None,
     beside: bool = False,
+    opened: Opened | None = None,
+    minutes: float | None = None,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
-    nothing after a share.
+    nothing after a share or where time was up before one pair was complete.
     """
     import torch
 
@@ -142,13 +160,18 @@ def measure(
 
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     started = shown = time.monotonic()
+    until = started + 60 * minutes if minutes else math.inf
     with torch.inference_mode():
-        runner = Runner(Studio(Lab(), side or SIDE), Store())
+        runner = Runner((opened or Studio)(Lab(), side or SIDE), Store())
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()
                 say(f"{done} of {total} rows, {runner.made} runs made, {shown - started:.0f} s")
-        if share:
+            if done < total and time.monotonic() > until:
+                groups = complete(groups, done)
+                say(f"time is up; complete pairs: {[len(group.pairs) for group in groups]}")
+                break
+        if share or not groups:
             return ""
         cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
         about = origin(runner.studio.lab.about(), {arm.method for arm in cached if arm.method})
@@ -177,10 +200,11 @@ def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:
 
 
 def command_line() -> str:
-    """The command that makes these figures again; where its files went says nothing about them."""
+    """The command that makes these figures again; where its files went and how long it took say nothing of them."""
     arguments = sys.argv[1:]
-    if "--out" in arguments:
-        del arguments[arguments.index("--out") : arguments.index("--out") + 2]
+    for name in ("--out", "--minutes"):
+        if name in arguments:
+            del arguments[arguments.index(name) : arguments.index(name) + 2]
     return " ".join(["python dev.py bench", *arguments])
 
 

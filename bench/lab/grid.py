@@ -55,6 +55,19 @@ def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -
             yield done, total
 
 
+def complete(groups: Sequence[Group], done: int) -> list[Group]:
+    """The groups with as many pairs as are whole when a walk has come so far."""
+    found = []
+    for g in groups:
+        pairs = min(done // len(g.arms), len(g.pairs))
+        done -= pairs * len(g.arms)
+        if pairs:
+            found.append(replace(g, pairs=g.pairs[:pairs]))
+        if pairs < len(g.pairs):
+            break
+    return found
+
+
 def control(make: Make, outcome: Outcome, pair: Pair, g: Group) -> tuple[float, float]:
     """PSNR and SSIM of the plain sampler with as many evaluations as were computed (the next whole number); the full
     run itself where all were.

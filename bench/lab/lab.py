@@ -194,4 +194,5 @@ class Lab:
 def _first_block(model: Any) -> Any:
     """The first block of the first list of blocks: what runs whenever the trunk does."""
     lists = (each for each in model.model.diffusion_model.modules() if isinstance(each, torch.nn.ModuleList))
-    return next(blocks for blocks in lists if len(blocks))[0]
+    first = next(blocks for blocks in lists if len(blocks))[0]
+    return first[0] if isinstance(first, torch.nn.Sequential) else first  # a U-Net's are run layer by layer

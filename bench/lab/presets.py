@@ -153,6 +153,16 @@ def _fastcache() -> list[Cached]:
     ]  # fmt: skip
 
 
+def _quantcache() -> list[Cached]:
+    """AdaCache's slow rates and bolder ones, and the pruning on top."""
+    settings = ((0.04, 3, 1.0), (0.08, 3, 1.0), (0.16, 4, 1.0), (0.08, 3, 0.995), (0.08, 3, 0.98))
+    return [
+        Cached("QuantCache", f"QuantCache {calm:g}, up to {most}" + (f", pruned {prune:g}" if prune < 1 else ""),
+               method="quantcache", params={"calm": calm, "moving": 2 * calm, "most": most, "prune": prune})
+        for calm, most, prune in settings
+    ]  # fmt: skip
+
+
 def _cfg_cache() -> list[Cached]:
     """The paper's gains over its interval, and none of them with a slope."""
     bands = [Cached("CFG-Cache", f"CFG-Cache N={n}", method="cfg_cache", params={"interval": n}) for n in (2, 3, 5)]
@@ -185,6 +195,7 @@ OTHERS: Mapping[str, list[Cached]] = {
     "dbcache": _dbcache(),
     "spectrum": _spectrum(),
     "fastcache": _fastcache(),
+    "quantcache": _quantcache(),
     "seacache": _swept("SeaCache", "seacache", "threshold", (0.1, 0.2, 0.3, 0.6, 1.2)),
     "feb_cache": _swept("FEB-Cache", "feb_cache", "work", (0.7, 0.6, 0.5, 0.4, 0.3)),
     "spectral_halves": _halves(),
@@ -208,8 +219,15 @@ PRESETS: Mapping[str, list[Cached]] = {
 }
 
 
-ELSEWHERE = ("deepcache",)
+DEEPCACHE = [
+    *_swept("DeepCache", "deepcache", "interval", (2, 3, 4, 5, 7, 10)),
+    *_swept("DeepCache, quadratic", "deepcache", "interval", (3, 4, 5, 7, 10), schedule="quadratic"),
+    *_swept("DeepCache, two blocks more", "deepcache", "interval", (2, 3, 5, 10), branch=2),
+]
+ELSEWHERE: Mapping[str, list[Cached]] = {"deepcache": DEEPCACHE}
 """Methods for models that the small FLUX is not."""
+PARTS = ("FreqCa, SpectralCache's gate", "hold, every N")
+"""Families that show what a part of a method is worth, and are not the method as it was published."""
 NEED_GUIDANCE = ("cfg_cache", "dyncfg_cache")
 """Methods that do nothing at CFG 1."""
 

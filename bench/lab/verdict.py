@@ -18,14 +18,17 @@ def showing(rows: Sequence[Row]) -> str:
     return " ".join([*told, *best(rows)])
 
 
-def standing(members: Sequence[Row]) -> str:
-    """In how many of its settings a family comes closer to the full run than the plain sampler at equal work."""
+def standing(members: Sequence[Row], named: bool = True) -> str:
+    """In how many of its settings a family comes closer to the full run than the plain sampler at equal work; the
+    settings in which it is further away are named.
+    """
     skipping = [row for row in members if int(row["skipping"])]
     better, worse = ([row for row in skipping if sign(row) == s] for s in (1, -1))
     even = len(skipping) - len(better) - len(worse)
     parts = [f"closer to the full run than fewer steps in {len(better)} of {len(skipping)} settings"]
     if worse:
-        parts.append(f"further away in {len(worse)} ({', '.join(row['name'] for row in worse)})")
+        names = f" ({', '.join(row['name'] for row in worse)})" if named else ""
+        parts.append(f"further away in {len(worse)}{names}")
     if even:
         parts.append(f"undecided in {even}")
     return ", ".join(parts) + "."

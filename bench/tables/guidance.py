@@ -17,7 +17,7 @@ from bench.lab.reading import Row, curve_of, families, over, title
 from bench.lab.table import document, fixed, markdown, number
 from bench.lab.verdict import standing
 
-STEPS, CFG, PAIRS = 28, 3.0, 8
+STEPS, CFG, PAIRS = 28, 3.0, 6
 COUNTS = (6, 8, 10, 12, 16, 20, 24)
 DERIVE = f"{AUTO}, guidance derive"
 
@@ -29,8 +29,8 @@ def auto(count: int, guidance: str) -> Cached:
 
 
 def arms() -> list[Arm]:
-    follow = [auto(count, "follow") for count in (7, 8, 10, 12, 14)]
-    derive = [auto(count, "derive") for count in (9, 12, 14, 17)]
+    follow = [auto(count, "follow") for count in (8, 10, 12, 14)]
+    derive = [auto(count, "derive") for count in (9, 12, 14)]
     derived = [arm for name in NEED_GUIDANCE for arm in PRESETS[name]]
     return [*(fewer(count) for count in COUNTS), *derived, *follow, *derive]
 
@@ -86,6 +86,7 @@ def report(rows: Sequence[Row], about: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""docs/methods.md and the help pages of Cache Method, from what each method's file states.
+"""docs/methods.md and the help pages of Cache Method, from what each method's file states and what was measured.
 
 Written by `python dev.py bench methods`. tests/core/test_methods.py holds them against the files, so that a new
 method cannot be forgotten here. In Chinese and Japanese only what lies between two markers is written: the sentences
@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import re
 from pathlib import Path
 
 from bench import ROOT
+from bench.lab.measured import BUDGETS, fewer, of, widest
+from bench.lab.reading import title
 from cache_core import methods
 from cache_core.parameters import Parameter, Published
 
@@ -47,7 +50,7 @@ The strip on the node has one cell for each time the model is asked: tall and bl
 - Otherwise take **SpectralCache Auto**: one dial, and it tells how far it can be trusted. The methods with nodes of
   their own are here too.
 
-A method that needs blocks works on FLUX.1 and Qwen-Image; on another model it skips nothing, and Cache Stats says so.
+A method that needs blocks works on FLUX.1, Qwen-Image and Wan; on others it skips nothing, and Cache Stats says so.
 
 ## Inputs
 
@@ -128,26 +131,46 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     elif "unet" in kinds:
         needs = "a U-Net (SD1.5, SDXL)"
     else:
-        needs = "blocks (FLUX.1, Qwen-Image)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
-    size = SIZES.get(rules[0].places[0].kind, "model outputs")
+        needs = "blocks (FLUX.1, Qwen-Image, Wan)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
+    kind = rules[0].places[0].kind
+    alone = kind == "blocks" and rules[0].feature != "affine"
+    size = "features of every block" if alone else SIZES.get(kind, "model outputs")
     return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
 
 
 def table() -> str:
+    known = widest(TABLE.parent)
+    first = known[0]
+    budgets = [f"at {budget:g}x" for budget in BUDGETS]
     lines = [
         "# The methods",
         "",
-        "Written by `python dev.py bench methods` from the methods' own files. Figures of all of them stand in "
-        "[quality.md](quality.md), once the bench has measured them. Held: for each conditioning, beside what the "
-        "signal compares with.",
+        "Written by `python dev.py bench methods` from the methods' own files and from the tables' rows. Held: for "
+        "each conditioning, beside what the signal compares with; in brackets the most that was held on the model that "
+        "was measured. At 2x and 3x: PSNR in dB against the full run with a half and a third of the steps computed, "
+        f"from [{first.table}.md]({first.table}.md) ({title(first.rows)}, the small FLUX), read between a method's "
+        "settings and blank where none brackets it. Where these are below fewer steps, simply using fewer steps is "
+        "the better choice on that model.",
         "",
-        "| method | from | rule | needs | holds | when to use it |",
-        "|---|---|---|---|---|---|",
+        f"| method | from | rule | needs | holds | {' | '.join(budgets)} | when to use it, and what was measured |",
+        f"|---|---|---|---|---|{'---:|' * len(budgets)}---|",
+        f"| fewer steps | | no cache | any model | | {' | '.join(map(_decibels, fewer(first)))} | The control. |",
     ]
     for name, published in methods().items():
         source, rule, needs, held = facts(name, published)
-        lines.append(f"| {published.title} | {source} | {rule} | {needs} | {held} | {published.advice} |")
+        found = of(name, known)
+        figures, says = [""] * len(budgets), "Not measured yet."
+        if found:
+            figures = [_decibels(value) for value in found.psnr] if found.group is first else figures
+            says = f"[Measured]({found.group.table}.md): {found.standing}"
+            held += "" if math.isnan(found.megabytes) else f" ({found.megabytes:.2g} MB)"
+        cells = [published.title, source, rule, needs, held, *figures, f"{published.advice} {says}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def page() -> str:

@@ -121,6 +121,7 @@ def report(rows: Sequence[Row], about: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser)
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

@@ -29,11 +29,12 @@ repays the skipped steps in the ODE's derivative, and places by a formula, witho
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from .. import words
 from ..backtest import EDGES
-from ..calibrated import forecast, repayment
+from ..calibrated import expected_error, forecast, repayment, sparse
 from ..gates import AtMost, Budget, Never, Within, all_of
 from ..parameters import Parameter, published
 from ..predictors import Linear
@@ -124,20 +125,26 @@ def auto(
     where to skip; whether the negative is derived in some computed steps. `speedup` 1 computes everything.
     """
     gate: Gate = Never()
+    count = partial(_count, speedup, quality, computed)
     if computed or quality != CUSTOM or speedup != 1:
-        gate = Budget(partial(_count, speedup, quality, computed), tolerance, keep_first, keep_last)
+        gate = Budget(count, tolerance, keep_first, keep_last)
     where = PLACES["guided" if guidance == "derive" and site == "auto" else site]
     around = GUIDED if site == "auto" else None
     if profile is not None and site == "trunk":
         raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
-    said = forecast(bands, profile, apart=tolerance > 0)  # an estimate that is relied on is that of the worst part
-    rule = Rule(where, Signal(), gate, said, correction=repayment(profile), around=around)
+    # an estimate that is relied on is that of the worst part
+    stands_in, repaid = forecast(bands, profile, count, apart=tolerance > 0), repayment(profile, count)
+    rule = Rule(where, Signal(), gate, stands_in, correction=repaid, around=around)
+    method = Method("SpectralCache Auto", (rule,))
+    if profile is not None:
+        expected, remark = partial(expected_error, profile, count), partial(sparse, profile, count)
+        method = replace(method, expected=expected, remark=remark)
     if guidance == "follow":
-        return Method("SpectralCache Auto", (rule,))
+        return method
     if site not in ("auto", "guided"):
         raise CacheError(f"guidance derive goes with site guided or auto, not with {site}; change one of the two")
     rests: Gate = Never() if gate.never else all_of(Within(DERIVED_FROM, 1.0), AtMost(1))
-    return Method("SpectralCache Auto", (rule, Rule((BRANCH,), Signal(), rests, Linear(0.5, "log_noise"))))
+    return replace(method, rules=(rule, Rule((BRANCH,), Signal(), rests, Linear(0.5, "log_noise"))))
 
 
 DERIVED_FROM = 0.33

@@ -45,14 +45,9 @@ EAGER = {"threshold": 10.0, "max_consecutive": 2, "retention": 0.0}
     advice="On FLUX and Qwen-Image, when the skipped steps should be the same whatever the prompt.",
 )  # fmt: skip
 def magcache(
-    threshold: float,
-    max_consecutive: int,
-    retention: float,
-    curve: str,
-    ratios: str,
-    gain: bool,
+    threshold: float, max_consecutive: int, retention: float, curve: str, ratios: str, gain: bool,
     profile: Profile | None,
-) -> Method:
+) -> Method:  # fmt: skip
     """The paper's delta, K and retention ratio, and whose curve; `gain` is ours."""
     gate: Gate = Never()
     if threshold and max_consecutive:

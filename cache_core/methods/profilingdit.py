@@ -47,14 +47,9 @@ PARAMETERS = (
     advice="Where some blocks are known to change little: give their range; the others run on every step.",
 )  # fmt: skip
 def profilingdit(
-    interval_most: int,
-    interval_least: int,
-    warmup_steps: int,
-    first_block: int,
-    last_block: int,
-    share: float,
+    interval_most: int, interval_least: int, warmup_steps: int, first_block: int, last_block: int, share: float,
     profile: Profile | None,
-) -> Method:
+) -> Method:  # fmt: skip
     """T_max, T_min, s_0, the range of blocks, and how many of them are taken from a profile."""
     gate: Gate = Never()
     if interval_most > 1:

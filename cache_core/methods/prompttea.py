@@ -48,14 +48,9 @@ PARAMETERS = (
     advice="With a profile of your model: steps are known before the run, and simple prompts are sampled faster.",
 )  # fmt: skip
 def prompttea(
-    threshold: float,
-    threshold_simple: float,
-    halfway: float,
-    sharpness: float,
-    start_percent: float,
-    end_percent: float,
-    profile: Profile | None,
-) -> Method:
+    threshold: float, threshold_simple: float, halfway: float, sharpness: float, start_percent: float,
+    end_percent: float, profile: Profile | None,
+) -> Method:  # fmt: skip
     """t_1 and t_2 in FLUX units, n at which c is one half, K, and a window of progress."""
     gate: Gate = Never()
     if threshold:

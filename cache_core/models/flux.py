@@ -2,7 +2,7 @@
 
 Black Forest Labs, `src/flux/model.py`; in ComfyUI `comfy/ldm/flux/model.py`, class `Flux`. Text comes first in the
 joined sequence; reference tokens (Kontext) follow the target's. FLUX.2 shares the class but modulates globally (its
-blocks have no modulation of their own): it is not described here.
+blocks have no modulation of their own): see `flux2`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ..coefficients import TEACACHE, Calibration
 from ..types import ATTENTION, Architecture, Fused, Grid, Part, Slot, Split, Streams, Whole
 
 DOUBLE, SINGLE = "double_block", "single_block"
-PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
 
 
 class Flux(Architecture):
@@ -25,6 +24,8 @@ class Flux(Architecture):
 
     name = "FLUX.1"
     signal_over_references = True  # Kontext's fit
+    patch: tuple[int, ...] = (2, 2)
+    """Latent pixels along each side of a token (frames first); odd sizes are padded."""
 
     def matches(self, model: object) -> bool:
         named = any(base.__name__ == "Flux" for base in type(model).__mro__)
@@ -50,7 +51,7 @@ class Flux(Architecture):
         return torch.addcmul(mod.shift, block.img_norm1(img), 1 + mod.scale)
 
     def grid(self, latent: tuple[int, ...]) -> Grid:
-        return tuple(-(-size // PATCH) for size in latent[2:])
+        return tuple(-(-size // patch) for size, patch in zip(latent[2:], self.patch, strict=True))
 
     def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
         return out["img"] if slot[0] == DOUBLE else out["img"][:, text:]

@@ -1,8 +1,9 @@
 """Site blocks: every block of a described model by itself, each with a decision of its own behind the one before it.
 
-A block that is skipped runs nothing: image and text go through it channel by channel, y = a·x + c, with a and c fitted
-by least squares to what entered and left it when it was last computed. So two vectors a stream are kept of a block, not
-its tokens. Each decision is a device-to-host read, since what enters a block is known only behind the last one.
+A block that is skipped runs nothing. Where the feature is "affine", image and text go through it channel by channel, y
+= a·x + c, with a and c fitted by least squares to what entered and left it when it was last computed: two vectors a
+stream are kept of a block, not its tokens. Else what it has added then is added again. Each decision is a
+device-to-host read, since what enters a block is known only behind the last one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Blocks(Hooked[BlockPass]):
 
     def __init__(self, track: Track, around: Around) -> None:
         super().__init__(track, around)
+        self.affine = track.rule.feature == "affine"
         self.enter, self.take = eager(self._enter), eager(self._take)
         self.hooks = {slot: eager(self._hook(slot), recursive=False) for slot in self.slots}
 
@@ -81,7 +83,8 @@ class Blocks(Hooked[BlockPass]):
         if not part.enter(call, facts, probe, self.architecture.calibration(streams.references)):
             now.entered = {unit: tokens.clone() for unit, tokens in entered.items()}  # blocks add into them in place
             return None
-        img, txt = (applied(part.predict(call, unit), tokens) for unit, tokens in entered.items())
+        through = applied if self.affine else torch.add
+        img, txt = (through(part.predict(call, unit), tokens) for unit, tokens in entered.items())
         instead = self.architecture.replaced(args, slot, streams.txt.shape[1], img, txt)
         self.track.leave_out(call, 1 / len(self.slots))
         now.left = True
@@ -93,7 +96,8 @@ class Blocks(Hooked[BlockPass]):
             if entered is None or now.streams is None or self.under_way() is None:
                 return
             for unit, tokens in self._tokens(out, slot, now.streams).items():
-                self.track.part(slot).store(now.call.call, fitted(entered[unit], tokens), unit)
+                feature = fitted(entered[unit], tokens) if self.affine else tokens - entered[unit]
+                self.track.part(slot).store(now.call.call, feature, unit)
 
     def _tokens(self, values: Mapping[str, torch.Tensor], slot: Slot, streams: Streams) -> dict[Unit, torch.Tensor]:
         """All image tokens and all text tokens at a block, in this order."""

@@ -32,7 +32,12 @@ PATIENCE = 180
 VIEWPORT = {"width": 1400, "height": 900}
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 """The model is small: threads would only wait for each other, and for the browser."""
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.RightSidePanel.IsOpen": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Locale": "en",
+    "Comfy.RightSidePanel.IsOpen": False,
+    "Comfy.ColorPalette": "dark",
+}
 """Those of a user of some time."""
 READY = """Boolean(window.app?.graph && app.extensions?.length && app.extensionManager?.workflow?.activeWorkflow)
     && app.extensionManager.spinner === false"""

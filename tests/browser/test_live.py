@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 WORKFLOWS = Path(__file__).parents[1] / "packs" / "stand_in" / "workflows"
 STEPS, SHORT, LONG = 28, 10, 3000  # the long run is interrupted
@@ -202,3 +204,54 @@ def test_several_nodes_each_have_their_own_run(page: Any, until: Callable[..., A
     figures = [re.search(r"\d+/\d+ skipped|nothing skipped", text)[0] for _, _, text in shown]  # type: ignore[index]
     assert len(set(figures)) == 2, figures
     page.screenshot(path=tmp_path / "several.png")
+
+
+PLACES = """kind => {
+    const strip = app.graph._nodes.find(node => node.type === kind).widgets
+        .find(widget => widget.name === "spectralcache_strip").element;
+    const box = element => (({x, y, width, height}) => [x, y, width, height])(element.getBoundingClientRect());
+    const shown = [...strip.querySelectorAll(".spectralcache-line, .spectralcache-fold, [data-look]")]
+        .filter(element => element.checkVisibility());
+    return {row: box(strip.querySelector(".spectralcache-cells")),
+        parts: shown.map(element => [element.dataset.look ?? element.className, box(element)])};
+}"""
+
+
+def brightness(colour: tuple[int, ...]) -> float:
+    """Relative luminance, as WCAG defines it."""
+    parts = [part / 255 for part in colour[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+
+
+def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    low, high = sorted((brightness(one), brightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def contrasts(screenshot: Image.Image, row: list[float], parts: list[tuple[str, list[float]]]) -> dict[str, float]:
+    """How far each part of a strip stands out from what is drawn behind it, at its best pixel."""
+    panel = screenshot.getpixel((round(row[0]) + 2, round(row[1] + row[3] / 2)))
+    found: dict[str, float] = {}
+    for name, (x, y, width, height) in parts:
+        colours = screenshot.crop((round(x), round(y), round(x + width), round(y + height))).getcolors(1 << 20)
+        ground = max(colours)[1] if "-" in name else panel  # of a line of text, most is ground
+        found[name] = min(found.get(name, 99.0), max(contrast(colour, ground) for _, colour in colours))
+    return found
+
+
+@pytest.mark.claim("Live view", "in the real page: dark and light theme, words and cells stand out")
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_a_strip_can_be_read(page: Any, until: Callable[..., Any], theme: str, tmp_path: Path) -> None:
+    page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", theme)
+    load(page, graph("try SpectralCache Auto", SHORT))
+    page.evaluate("void app.queuePrompt(0)")
+    until("the end of the run", lambda: len(strip(page, STATS)["cells"]) == SHORT and page.evaluate(IDLE))
+    page.screenshot(path=tmp_path / f"{theme}.png")
+    page.evaluate("app.canvas.ds.scale = 2, app.canvas.ds.offset = [-300, 120], app.canvas.setDirty(true, true)")
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(1000)
+    seen = Image.open(io.BytesIO(page.screenshot(path=tmp_path / f"{theme}, close.png"))).convert("RGB")
+    found = contrasts(seen, **page.evaluate(PLACES, AUTO))
+    assert {"skipped", "computed", "forced", "spectralcache-line"} <= found.keys()
+    assert not {name: value for name, value in found.items() if value < (4.5 if "-" in name else 3)}, found

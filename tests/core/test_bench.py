@@ -16,18 +16,19 @@ import torch
 from PIL import Image
 
 from bench import ROOT
-from bench.lab import Pair, Sampled, fill, presets, reading, store, verdict
+from bench.lab import Pair, Sampled, fill, measured, presets, reading, store, verdict
 from bench.lab import arms as lab_arms
 from bench.lab import grid as lab_grid
+from bench.lab import sizes as big_models
 from bench.lab import table as tables
+from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
 from bench.lab.pairs import COUNT, prompts
 from bench.lab.store import Outcome, Store, code_version, method_files
-from bench.tables import ablation, auto, guidance
+from bench.tables import ablation, auto, guidance, unet
 from bench.tables import published as published_tables
-from bench.tables import readme as readme_command
 from bench.tables import speed as speed_command
 from bench.tables.exact import report as exact_report
 from bench.tables.predictors import grid as predictors
@@ -38,7 +39,6 @@ from bench.tables.quality import plot as quality_plot
 from bench.tables.quality import report as quality_report
 from bench.tables.speed import idle, waits
 from bench.tables.speed import measure as speed
-from bench.tables.speed import models as big_models
 from bench.tables.speed import report as speed_report
 from bench.tables.speed.report import Figure
 from cache_core import methods, placement
@@ -371,7 +371,7 @@ def test_the_default_grid_is_the_one_in_the_documents() -> None:
     assert [len(g.arms) for g in groups[2:]] == [rows, rows]
     main, plain = ({arm.name for arm in g.arms} for g in groups[:2])  # every setting, with guidance and without
     able = [name for name in methods() if name not in presets.NEED_GUIDANCE]
-    settings = {arm.name for arm in presets.method_arms(able) if arm.family not in quality_grid.PARTS}
+    settings = {arm.name for arm in presets.method_arms(able) if arm.family not in presets.PARTS}
     assert settings < plain < main and {"14 steps", "20 steps"} <= plain and len(settings) > 120
     full = quality_grid.grid(methods(), full=True)
     idle = len(presets.method_arms(presets.NEED_GUIDANCE))
@@ -661,18 +661,17 @@ def test_a_loser_is_called_one(csv: Path) -> None:
 
 def test_a_group_is_made_anew_beside_the_others_and_says_where(csv: Path) -> None:
     """`bench quality --only 28 1`: hours of other rows stay, and no row's origin is lost."""
-    arms = [presets.fewer(6), Cached("good", "good 7", params={"count": 7})]
+    arms = [*(presets.fewer(n) for n in range(2, 14)), Cached("good", "good 7", params={"count": 7})]
     new = lab_grid.rows([lab_grid.group(28, 1.0, 2, arms)], made_up)
     before = tables.read_csv(csv)
     tables.write_csv(csv, fill.joined(new, csv, "here"))
     rows = tables.read_csv(csv)
     assert rows[: len(before)] == [{fill.MEASURED: "", **row} for row in before]
-    assert [(row["cfg"], row["name"], row[fill.MEASURED]) for row in rows[len(before) :]] == [
-        ("1", "6 steps", "here"), ("1", "good 7", "here"),
-    ]  # fmt: skip
+    assert [row["name"] for row in rows[len(before) :]] == [arm.name for arm in arms]
+    assert {(row["cfg"], row[fill.MEASURED]) for row in rows[len(before) :]} == {("1", "here")}
     tables.write_csv(csv, fill.joined(new, csv, "there"))
     again = tables.read_csv(csv)
-    assert len(again) == len(rows) and [row[fill.MEASURED] for row in again[-2:]] == ["there", "there"]
+    assert len(again) == len(rows) and {row[fill.MEASURED] for row in again} == {"", "there"}
     page = quality_report.report(again, "the rest")
     assert page.count("These rows: there") == 1 and page.endswith("the rest\n")
     whole = quality_report.report([{**row, fill.MEASURED: "there"} for row in again], "the rest")
@@ -680,11 +679,44 @@ def test_a_group_is_made_anew_beside_the_others_and_says_where(csv: Path) -> Non
     assert {row["cfg"] for row in reading.main_group(again)} == {"3"}  # five pairs against two
 
 
+def test_what_was_measured_of_a_method_is_read_from_the_widest_group(tmp_path: Path) -> None:
+    plain = [presets.fewer(n) for n in (6, 10, 14, 20)]
+
+    def made(arm: Arm, pair: Pair, steps: int) -> Outcome:
+        if isinstance(arm, lab_arms.Plain):
+            return outcome(arm.count, 20.0 + arm.count)
+        computed = 8 if arm.name.endswith("0.4") else 16
+        return outcome(computed, 20.0 + computed + (2.0 if computed == 16 else -2.0))
+
+    settings = [Cached("TeaCache", f"TeaCache {n}") for n in (0.2, 0.4)]
+    arms = [*plain, *settings, Cached("EasyCache", "EasyCache 0.2"), Cached(presets.PARTS[0], "FreqCa adaptive")]
+    both = [lab_grid.group(28, 3.0, 2, [*plain, settings[0]]), lab_grid.group(28, 1.0, 2, arms)]
+    tables.write_csv(tmp_path / "quality.csv", lab_grid.rows(both, made))
+    (group,) = measured.widest(tmp_path)
+    assert group.rows[0]["cfg"] == "1" and measured.fewer(group) == [34.0, pytest.approx(28 / 3 + 20)]
+    tea = measured.of("teacache", [group])
+    assert tea is not None and tea.megabytes == 0.001
+    assert tea.psnr == [pytest.approx(26 + 12 * 6 / 8), pytest.approx(26 + 12 * (28 / 3 - 8) / 8)]
+    assert tea.standing == "closer to the full run than fewer steps in 1 of 2 settings, further away in 1."
+    assert measured.of("easycache", [group]) is None  # ComfyUI's own is not ours
+    assert measured.of("freqca", [group]) is None  # a part of it is not the method
+    assert measured.of("deepcache", [group]) is None
+
+
 def row(family: str, name: str, computed: float, psnr: float, over: float = 0.0) -> dict[str, str]:
     known = {"family": family, "name": name, "computed": computed, "psnr": psnr, "ssim": 0.9, "speedup": 28 / computed}
     paired_ = {"psnr_over_fewer": over, "psnr_over_fewer_low": over - 0.1, "psnr_over_fewer_high": over + 0.1}
     group = {"steps": 28, "cfg": 3, "sampler": "euler", "pairs": 6, "skipping": 6}
     return {name: str(value) for name, value in (group | known | paired_).items()}
+
+
+def test_a_walk_that_is_stopped_leaves_the_pairs_that_are_whole() -> None:
+    arms = [presets.fewer(n) for n in (4, 6, 8)]
+    both = [lab_grid.group(28, 3.0, 2, arms), lab_grid.group(20, 1.0, 4, arms[:2])]
+    whole = {done: [(g.steps, len(g.pairs)) for g in lab_grid.complete(both, done)] for done in (2, 5, 6, 7, 11, 14)}
+    assert whole == {2: [], 5: [(28, 1)], 6: [(28, 2)], 7: [(28, 2)], 11: [(28, 2), (20, 2)], 14: [(28, 2), (20, 4)]}
+    made = [done for done, _ in lab_grid.walk(both, made_up)]
+    assert made == list(range(1, 15))
 
 
 def test_deriving_the_negative_is_judged_at_equal_cost() -> None:
@@ -699,6 +731,29 @@ def test_deriving_the_negative_is_judged_at_equal_cost() -> None:
     assert "cannot be compared" in guidance.report([plain[0], better], "somewhere")
 
 
+def test_deepcache_is_held_against_auto_at_the_work_that_it_leaves() -> None:
+    auto_ = [row(presets.AUTO, f"Auto {n}", n, 20 + n) for n in (10, 20)]
+    deep = [row("DeepCache", "DeepCache 3", 15, 37), row("DeepCache, quadratic", "quadratic 5", 12, 30)]
+    text = unet.report([*auto_, *deep], "somewhere")
+    assert "closer than Auto in 1 of 2 settings (-2.0 to +2.0 dB): DeepCache is the better choice" in text
+    assert "(-2.0 to -2.0 dB): Auto is the better choice" in unet.report([*auto_, deep[1]], "somewhere")
+    assert "cannot be compared" in unet.report([auto_[0], deep[0]], "somewhere")
+
+
+def test_the_unets_pictures_are_painted_from_their_captions() -> None:
+    def paint(caption: str, seed: int) -> torch.Tensor:
+        return unet_model.paint(caption, torch.Generator().manual_seed(seed))
+
+    painted = torch.stack([paint(caption, i) for i, (caption, _) in enumerate(prompts(COUNT))])
+    assert painted.shape[1:] == (4, unet_model.SIDE, unet_model.SIDE) and 0.5 < float(painted.std()) < 1.5
+    red, blue = (paint(f"a large {colour} square on grass", 1) for colour in ("red", "blue"))
+    assert torch.equal(paint("a large red square on grass", 1), red)
+    middle, corner = (red != blue)[:, 5:7, 5:7], (red != blue)[:, 0, 0]
+    assert middle.all() and not corner.any()  # the shape's colour, not the ground's
+    moved = [not torch.equal(paint("a large red square on grass", seed), red) for seed in range(6)]
+    assert sum(moved) >= 3  # at a place of its own
+
+
 def test_the_papers_lines_stand_beside_ours_and_their_order_is_told() -> None:
     ours = {"First-Block Cache 0.12": (10, 40), "TeaCache 0.6": (7, 32), "FastCache 0.15": (4, 20)}
     rows = [row(name.rpartition(" ")[0], name, *figures) for name, figures in ours.items()]
@@ -709,21 +764,6 @@ def test_the_papers_lines_stand_beside_ours_and_their_order_is_told() -> None:
     assert "By PSNR the paper has FBCache, TeaCache, FastCache; here it is TeaCache, FBCache, FastCache." in (
         published_tables.report(rows, "somewhere")
     )
-
-
-def test_readme_section_is_renewed_and_checked(csv: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{readme_command.BEGIN}\nold\n{readme_command.END}\nafter\n", "utf-8")
-
-    def run(check: bool) -> int:
-        return readme_command.run(argparse.Namespace(check=check, readme=readme, csv=csv))
-
-    assert run(check=True) == 1 and "old" in readme.read_text("utf-8")
-    assert run(check=False) == 0 and run(check=True) == 0
-    text = readme.read_text("utf-8")
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "| good |" in text and "old" not in text
-    readme.write_text("no markers", "utf-8")
-    assert run(check=False) == 1 and readme.read_text("utf-8") == "no markers"
 
 
 def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
 from bench.lab.reading import Row
+from bench.lab.table import write_csv
+from bench.tables import readme
 from bench.tables.exact import report
 from bench.tables.exact.grid import EVALUATIONS, OTHERS, RECOMMENDED, SAMPLERS, Auto, Plain, Size, others
 from cache_core import methods
@@ -65,3 +70,23 @@ def test_every_setting_of_the_other_caches_exists() -> None:
 
 def test_the_recommended_set_up_is_measured_on_all_pairs() -> None:
     assert RECOMMENDED in Size().auto
+
+
+def test_readme_section_is_renewed_and_checked(tmp_path: Path) -> None:
+    """The best solver of each column stands first; a file without the markers is left alone."""
+    page, csv = tmp_path / "README.md", tmp_path / "exact.csv"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", "utf-8")
+    write_csv(csv, [*rows(2.5), row("dpmpp_2m + simple", 8, 31.0), row("euler + beta", 6, 29.0)])
+
+    def run(check: bool) -> int:
+        return readme.run(argparse.Namespace(check=check, readme=page, csv=csv))
+
+    assert run(check=True) == 1 and "old" in page.read_text("utf-8")
+    assert run(check=False) == 0 and run(check=True) == 0
+    text = page.read_text("utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| 30.0 (ipndm + beta) | 31.0 (dpmpp_2m + simple) |" in text
+    assert f"| {AUTO} | 32.5 | 32.5 |" in text and "| dpmpp_2m + simple |  | 31.0 |" in text
+    assert "euler + beta" not in text
+    page.write_text("no markers", "utf-8")
+    assert run(check=False) == 1 and page.read_text("utf-8") == "no markers"

@@ -234,6 +234,7 @@ def test_the_page_has_table_machine_settings_and_command(tmp_path: Path) -> None
     assert "With 4 of 8 evaluations computed, Auto is 34.0 dB from the full run, 4 plain steps 24.0 dB." in page
     assert "From the converged picture: your full run" in page and "PSNR to the converged picture" in page
     assert "| every step, again | 8.0 | 1.0 | 1.00x | identical |" in page and "| Auto 2x | 4.0 |" in page
+    assert "| PSNR at | 1.5x (5.3 computed)" in page and "| SpectralCache Auto |" in page
     for told in ("| machine | a GPU |", "| command | `python dev.py bench mine` |", "left out, out of memory", "*a"):
         assert told in page
     assert "2 prompt and seed pairs. With so few" in page

@@ -10,39 +10,15 @@ from pathlib import Path
 import pytest
 
 from bench.run import tables
+from tests.claims import parsed, stated
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def keys_of(name: str, file: str) -> list[str]:
-    """The keys of a dict that a file of the host tests states."""
-    for node in ast.parse((ROOT / "tests" / "host" / file).read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name and isinstance(node.value, ast.Dict):
-            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
-    raise AssertionError(f"{file} states no dict {name}")
-
-
-def claims() -> set[tuple[str, str]]:
-    """(area, what) of every `claim` marker in the host tests; one of each family where it is marked by a variable."""
-    found = set()
-    for path in sorted((ROOT / "tests" / "host").glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.claim":
-                area, what = node.args
-                each = keys_of("FAMILIES", "families.py") if isinstance(what, ast.Name) else [ast.literal_eval(what)]
-                found |= {(ast.literal_eval(area), one) for one in each}
-    return found
-
-
 def test_the_compatibility_table_holds_exactly_what_is_tested() -> None:
     """Written by a run of the host tests; a claim without its row, or a row without its test, is out of date."""
-    area, rows = "", set()
-    for line in (ROOT / "docs" / "compatibility.md").read_text("utf-8").splitlines():
-        if line.startswith("## "):
-            area = line[3:]
-        elif line.startswith("| ") and not line.startswith("| |"):
-            rows.add((area, line.split(" | ")[0][2:]))
-    assert rows == claims()
+    rows = set(parsed((ROOT / "docs" / "compatibility.md").read_text("utf-8")))
+    assert rows == stated(ROOT / "tests" / "host")
     assert len(rows) > 40
 
 

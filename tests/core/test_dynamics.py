@@ -136,9 +136,12 @@ def test_the_page_is_made_from_rows_alone() -> None:
             rows += [row(part, f"{side}, {name}", 1, 0.5) for part in ("continuity", "forecast")]
     rows += [row("relation", series, 0.1 * i, 0.2 * i) for series in ("output", "residual") for i in range(1, 8)]
     page = report(rows, "here")
-    assert "3 of 3 numbers of blocks cost more than as many anywhere (+20 to +20 %" in page
-    assert "cost more in 0 of 3" in page and "| 1 | 50.00 | 1.000 | 48.6 | 1.000 | 50.00 |" in page
-    assert "middle block +48 %" in page and "R² of output 1.00, residual 1.00" in page
+    assert "cost more than as many anywhere at 0 of 3 numbers of blocks (-10 to -10 %" in page
+    assert "at 3 of 3 (+20 to +20 %)" in page and "| 1 | 50.00 | 1.000 | 48.6 | 1.000 | 50.00 |" in page
+    assert "middle block +48 %" in page and "R² of output 1.00 (rank correlation 1.00)" in page
+    held, not_held = (line.split(": ")[1] for line in page.split("As published")[1].split("\n")[0].split("Not as"))
+    assert held.startswith("coarse bands") and "input's change" in held and "neighbouring" not in held
+    assert not_held.startswith("a U with") and "neighbouring blocks" in not_held and "FreqCa" in not_held
     rows.append(row("bands", "residual", 8, 0.0, seed=2))
     assert curve(rows, "bands", "residual")[8.0] == pytest.approx(0.03)
     assert "2 prompt and seed pairs" in report(rows, "")

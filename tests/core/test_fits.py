@@ -22,10 +22,11 @@ from cache_core.types import CacheError, Probe, Schedule, Step
 T = 16
 SCHEDULE = Schedule(tuple(1 - i / T for i in range(T + 1)), flow_noise)
 POLYNOMIAL = (2.0, -1.0, 0.5, 1.5, 0.05)
+GAMMAS = torch.linspace(1.0, 1.3, T)
 
 
 def profile(**tables: Any) -> Profile:
-    """Three samples whose residual changes by a polynomial of the signal; its norm grows by 1.02 a step."""
+    """Three samples whose residual changes by a polynomial of the signal, and its norm by `GAMMAS`."""
     generator = torch.Generator().manual_seed(0)
     signal = 0.05 + 0.5 * torch.rand(1, 3, T, generator=generator, dtype=torch.float64)
     signal[..., 0] = torch.nan
@@ -33,7 +34,7 @@ def profile(**tables: Any) -> Profile:
         "sigmas": torch.tensor(SCHEDULE.sigmas[:-1]),
         "trunk.signal": signal,
         "trunk.change": rescale(POLYNOMIAL, signal),
-        "trunk.magnitude": torch.full((1, 3, T), 1.02),
+        "trunk.magnitude": torch.cat((torch.full((1, 3, 1), math.nan), GAMMAS[1:].expand(1, 3, -1)), 2),
         "trunk.embedding": torch.linspace(0.5, 0.1, T),
         "branch.difference": torch.linspace(0.4, 0.1, T).expand(3, T),
     }
@@ -110,6 +111,9 @@ def test_prompttea_finds_its_surface_and_skips_by_the_schedule() -> None:
         expected += [step] if total < 0.6 * unit else []
         total = total if total < 0.6 * unit else 0.0
     assert skipped == expected and T / 4 < len(skipped) < 3 * T / 4
+    at = SCHEDULE.at(SCHEDULE.sigmas[4], stage=1)
+    for distance in (0.0, 1e-3):
+        assert gate.decide({"distance": distance, "embedding": 0.0}, at, IDENTITY).skip == (distance > 0)
 
 
 def test_a_complex_prompt_bears_less() -> None:
@@ -128,8 +132,9 @@ def test_a_complex_prompt_bears_less() -> None:
 
 def test_magcaches_curve() -> None:
     curve = of_profile(profile())
-    assert curve.ratios(SCHEDULE.sigmas[:-1]) == pytest.approx([1.0, *[1.02] * (T - 1)], rel=1e-4)
-    assert curve.ratios((SCHEDULE.sigmas[2], SCHEDULE.sigmas[6]))[1] == pytest.approx(1.02**4, rel=1e-4)
+    assert curve.ratios(SCHEDULE.sigmas[:-1]) == pytest.approx([1.0, *GAMMAS[1:].tolist()], rel=1e-4)
+    across = curve.ratios((SCHEDULE.sigmas[2], SCHEDULE.sigmas[6]))[1]
+    assert across == pytest.approx(float(GAMMAS[3:7].prod()), rel=1e-4)
     gate: Any = methods()["magcache"](profile()).rules[0].gate
     assert gate.gates[0].curve == curve if hasattr(gate, "gates") else gate.curve == curve
     assert methods()["magcache"](profile(), curve="FLUX.1").rules[0].gate.curve == "FLUX.1"  # type: ignore[attr-defined]

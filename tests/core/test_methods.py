@@ -128,6 +128,41 @@ def test_first_block_cache(threshold: float) -> None:
     assert toy.method.rules[0].places[0].head == 1 and len(toy.method.rules[0].places) == 1
 
 
+def block(step: int) -> Probe:
+    """What enters a block: it moves less and less."""
+    return Probe(entered=wander(0, 7) + 3 * wander(step, 8) / (step + 1))
+
+
+@pytest.mark.parametrize(("calm", "moving", "most"), [(0.2, 0.6, 4), (0.05, 0.1, 3), (0.0, 0.5, 6)])
+def test_quantcache(calm: float, moving: float, most: int) -> None:
+    """Each block's rate between its last two computed steps says how long it rests."""
+    expected: list[int] = []
+    anchor, rate = 0, math.inf
+    for i in inner():
+        steps = most if rate < calm else (most + 1) // 2 if rate < moving else 1
+        if i - anchor < steps:
+            expected.append(i)
+            continue
+        now, before = (block(step).entered[:, ::8] for step in (i, anchor))  # type: ignore[index]
+        rate, anchor = relative(before, now) / (i - anchor), i
+    method = METHODS["quantcache"](calm=calm, moving=moving, most=most)
+    toy = Toy(method, probe=block).run()
+    assert toy.skipped == expected and expected
+    held = [i for i in expected if torch.equal(toy.outs[i], toy.outs[i - 1])]
+    assert held == expected
+
+
+def test_quantcache_prunes_a_block_that_adds_nearly_nothing() -> None:
+    def little(step: int) -> Tensor:
+        return 0.01 * wander(step, 9)
+
+    toy = Toy(METHODS["quantcache"](calm=0.0, moving=0.0, most=3, prune=0.99), probe=block, feature=little).run()
+    assert toy.skipped == [i for i in inner() if i % 3]
+    assert not any(toy.outs[i].any() for i in toy.skipped)
+    kept = Toy(METHODS["quantcache"](calm=0.0, moving=0.0, prune=0.99), probe=block).run()  # what it adds counts here
+    assert kept.skipped == []
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 @pytest.mark.parametrize(("warmup", "accumulated"), [(1, 0.0), (4, 0.0), (1, 0.25)])
 def test_dbcache(most: int, warmup: int, accumulated: float) -> None:
@@ -638,7 +673,8 @@ def test_the_documents_are_what_the_files_state() -> None:
 
     assert documents.TABLE.read_text("utf-8") == documents.table()
     assert documents.HELP.read_text("utf-8") == documents.page()
-    assert len(documents.table().splitlines()) == 7 + len(METHODS) - 1
+    lines = documents.table().splitlines()
+    assert len(lines) == 7 + len(METHODS) and lines[6].startswith("| fewer steps |")
 
 
 @pytest.mark.parametrize("language", ["zh", "ja"])

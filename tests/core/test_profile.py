@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from cache_core import methods
+from cache_core.coefficients import IDENTITY
 from cache_core.generators import Guided, masked, measured, misfit, smooth, smoothed, stated
 from cache_core.outputs import NoiseGain
 from cache_core.profile import GROUPS, LARGEST_FILE, Profile, from_bytes, to_bytes
 from cache_core.session import flow_noise
 from cache_core.tables import State, by_share, work
-from cache_core.types import CacheError, Schedule
+from cache_core.types import CacheError, Feature, Schedule
 
 T, LAYERS, LAGS, SAMPLES = 12, 4, 2, 3
 SCHEDULE = Schedule(tuple(1 - i / T for i in range(T + 1)), flow_noise)
@@ -24,8 +25,10 @@ ABOUT = {"model": "Toy, 4 blocks of 8", "family": "Toy", "sampler": "euler", "sc
          "pack": "0.1.0"}  # fmt: skip
 
 
-def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile:
-    """Modules that move the norm down by so much per step of age; layer l changes by (l + 1) percent a step."""
+def profile(attention: float = 0.01, mlp: float = 0.02, together: float = 0.0, **about: Any) -> Profile:
+    """Modules that move the norm down by so much per step of age, both by `together` less than the two; layer l changes
+    by (l + 1) percent a step.
+    """
     lags = torch.arange(1, LAGS + 1).view(LAGS, 1, 1).float()
     change = (lags * torch.arange(1, LAYERS + 1) / 100).expand(LAGS, T, LAYERS)
     tables = {"sigmas": torch.tensor(SCHEDULE.sigmas[:-1])}
@@ -33,6 +36,7 @@ def profile(attention: float = 0.01, mlp: float = 0.02, **about: Any) -> Profile
         tables[f"{name}.change"] = change.clone() * (1 if name == "attention" else 1.7)
         tables[f"{name}.norm"] = torch.ones(T, LAYERS)
         tables[f"{name}.noise"] = (1 - rate * lags).expand(LAGS, T, SAMPLES).clone()
+    tables["both.noise"] = (1 - (attention + mlp - together) * lags).expand(LAGS, T, SAMPLES).clone()
     tables |= whole()
     return Profile({**ABOUT, **about}, tables)
 
@@ -93,6 +97,22 @@ def test_other_files_are_refused(data: bytes, words: str) -> None:
         from_bytes(data)
 
 
+def test_a_profile_of_as_many_steps_as_it_says() -> None:
+    with pytest.raises(CacheError, match="says 13 steps and holds 12"):
+        from_bytes(to_bytes(profile(steps=13)))
+
+
+def test_both_are_as_measured_and_what_is_older_alone_adds_its_own() -> None:
+    """0.03 a step alone together, of which 0.01 cancels: at equal ages as measured, one step more of the MLP 0.02."""
+    world = measured(profile(together=0.01))
+    world.advance(0, State.FULL)
+    assert world.ratios(2, State.BOTH) == pytest.approx([1 - 0.04] * SAMPLES)
+    world.advance(2, State.MLP)  # attention was computed
+    assert world.ratios(3, State.ATTENTION) == pytest.approx([1 - 0.01] * SAMPLES)
+    assert world.ratios(3, State.BOTH) == pytest.approx([1 - (0.02 + 2 * 0.02)] * SAMPLES)
+    assert world.changes(3, State.BOTH) == pytest.approx([0.06] * SAMPLES)
+
+
 def test_another_version_is_refused() -> None:
     with pytest.raises(CacheError, match="version 7"):
         from_bytes(to_bytes(Profile({**ABOUT, "version": 7}, profile().tables)))
@@ -122,7 +142,7 @@ def test_another_model_sampler_or_guidance_is_refused() -> None:
     assert mine.refusal(ABOUT["model"]) == ""
     assert "not for this model" in mine.refusal("FLUX.1, 57 blocks of 3072")
     assert mine.refusal_in("euler", False, 1.0, False) == "" == mine.refusal_in("heun", False, None, False)
-    assert "guidance" in mine.refusal_in("euler", False, 4.0, False)
+    assert all("guidance" in mine.refusal_in("euler", False, cfg, False) for cfg in (1.5, 4.0))
     assert "adds noise of its own" in mine.refusal_in("euler_ancestral", True, 1.0, False)
     assert [bool(mine.refusal_in("euler", False, 1.0, False, size)) for size in ((8, 8), (16, 32), (16, 33))] == [
         False, False, True,
@@ -207,3 +227,36 @@ def test_a_method_without_a_use_for_it_refuses_a_profile() -> None:
     with pytest.raises(CacheError, match="uses no profile"):
         methods()["easycache"](profile())
     assert dataclasses.is_dataclass(methods()["smoothcache"](profile()))
+
+
+def test_what_methods_make_of_broken_figures_is_a_method_or_a_refusal() -> None:
+    """Bytes of the tables themselves changed: every method that follows a profile is made and asked, or refuses it."""
+    good, chance = bytearray(to_bytes(profile())), random.Random(1)
+    body = 8 + int.from_bytes(good[:8], "little")
+    followers = {name: method for name, method in methods().items() if method.profiled}
+    made, refused = 0, 0
+    assert {"auto", "teacache", "magcache", "prompttea", "feb_cache", "dyncfg_cache"} <= followers.keys()
+    for _ in range(60):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 40)):
+            data[chance.randrange(body, len(data))] = chance.choice((0, 127, 128, 255, chance.randrange(256)))
+        try:
+            found = from_bytes(bytes(data))
+        except CacheError:
+            continue
+        for method in followers.values():
+            try:
+                rules = method(found, **method.skipping).rules
+            except CacheError:
+                refused += 1
+                continue
+            made += 1
+            for rule in rules:
+                ledger = rule.gate.start()
+                figures = dict.fromkeys(("d", "low", "high", "embedding", "rescaled"), 0.1)
+                reading = {**ledger, **figures, "prompt": 5.0}
+                history = tuple(Feature(SCHEDULE.at(SCHEDULE.sigmas[i]), torch.ones(1, 4, 2)) for i in (1, 3, 5))
+                rule.predictor.predict(history[-rule.predictor.depth :], SCHEDULE.at(SCHEDULE.sigmas[6]))
+                for sigma in SCHEDULE.sigmas[:-1]:
+                    rule.gate.decide(reading, SCHEDULE.at(sigma), IDENTITY)
+    assert made > 100 and refused > 10

@@ -27,12 +27,9 @@ WEIGHTS = ROOT / "bench" / "weights"
 
 # compatibility: what the tests claim ----------------------------------------------------------------------------------
 
-CLAIMS_FILE = "SPECTRALCACHE_CLAIMS"
-"""Environment variable: a run of all host tests writes docs/compatibility.md there."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(area, what): what this test shows, for docs/compatibility.md")
+    config.addinivalue_line("markers", "smoke: what every supported ComfyUI has to show (dev.py test --host)")
     if os.environ.get("RECORD"):
         config.pluginmanager.register(_load_file(ROOT / "tests" / "record.py"), "record")
     if is_worker(config):  # the processors are shared with the others
@@ -44,46 +41,11 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-class Claims:
-    """Collects what passed, and writes the table. A row whose tests did not all pass is not written."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[tuple[str, str], list[bool]] = {}
-        self.tests: dict[tuple[str, str], tuple[str, int, str]] = {}
-
-    def note(self, report: pytest.TestReport) -> None:
-        for name, (area, what, *test) in report.user_properties:
-            if name == "claim":
-                self.outcomes.setdefault((area, what), []).append(report.passed)
-                self.tests[area, what] = (test[0], test[1], test[2])
-
-    def markdown(self, version: str) -> str:
-        lines = [
-            "# What is tested",
-            "",
-            f"What the host tests show on a real ComfyUI {version}, on the CPU; CI runs them all on every change. To "
-            f"write this page again: `{CLAIMS_FILE}=docs/compatibility.md python dev.py test tests/host`.",
-            "A row stands here only if all of its cases pass. What has no row is not claimed.",
-        ]
-        areas = dict.fromkeys(area for area, _ in self.outcomes)
-        for area in sorted(areas):
-            lines += ["", f"## {area}", "", "| | cases | test |", "|---|---:|---|"]
-            rows = sorted((test, what) for (where, what), test in self.tests.items() if where == area)
-            for (file, _, test), what in rows:
-                outcomes = self.outcomes[area, what]
-                if all(outcomes):
-                    lines.append(f"| {what} | {len(outcomes)} | {file}: {test} |")
-        return "\n".join([*lines, ""])
-
-
-CLAIMS = Claims()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """What a test claims goes with its report, which a worker sends to the process that writes the table."""
     report = yield
-    if report.when == "call" or report.failed:
+    if report.when == "call" or report.failed or report.skipped:
         test = (item.path.name, item.location[1], getattr(item, "originalname", item.name))
         report.user_properties += [("claim", (*mark.args, *test)) for mark in item.iter_markers("claim")]
     return report
@@ -94,10 +56,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = os.environ.get(CLAIMS_FILE)
-    if target and CLAIMS.outcomes and not is_worker(session.config):
-        version = _load_file(Path(os.environ["COMFYUI_PATH"]) / "comfyui_version.py").__version__
-        Path(target).write_text(CLAIMS.markdown(version), encoding="utf-8")
+    target = os.environ.get(claims.VARIABLE)
+    if target and CLAIMS.tests and not is_worker(session.config):
+        comfyui = Path(os.environ["COMFYUI_PATH"])
+        version = _load_file(comfyui / "comfyui_version.py").__version__
+        newest = version == claims.newest(ROOT)
+        CLAIMS.write(Path(target), version, claims.samplers(comfyui), newest)
 
 
 # the host -------------------------------------------------------------------------------------------------------------
@@ -425,6 +389,8 @@ class Caching:
         return self.host.host.attach(model or self.host.model, self.host.core.methods()[self.method](**params), None)
 
 
+claims = _load_file(ROOT / "tests" / "claims.py")
+CLAIMS = claims.Claims()
 METHODS = _load_package("spectralcache_tests_core", ROOT / "cache_core").methods()
 
 

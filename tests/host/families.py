@@ -7,6 +7,7 @@ matter here: the code that runs is the host's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,11 +40,22 @@ class Family:
 
         device = torch.device("cpu")
         with torch.inference_mode(False):
-            config = getattr(comfy.supported_models, self.model)({**self.config, "dtype": torch.float32})
-            config.unet_config.update(self.config)  # the class knows the sizes of its checkpoints better
-            model = config.get_model(self.weights(), device=device)
+            model = self._model(getattr(comfy.supported_models, self.model), dict(self.config))
             randomize(model.diffusion_model)
         return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+    def _model(self, cls: Any, config: dict[str, Any]) -> Any:
+        """The host's class, without the arguments that an older host's class does not know."""
+        while True:
+            made = cls({**config, "dtype": torch.float32})
+            made.unet_config.update(config)  # the class knows the sizes of its checkpoints better
+            try:
+                return made.get_model(self.weights(), device=torch.device("cpu"))
+            except TypeError as error:
+                unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if unknown is None or unknown[1] not in config:
+                    raise
+                del config[unknown[1]]
 
     def conditioning(self, seed: int) -> list[Any]:
         """Random conditioning; the seed tells one prompt from another."""
@@ -98,12 +110,12 @@ SDXL = UNET | {
 SD3 = {
     "input_size": None,
     "in_channels": 16,
-    "depth": 1,
+    "depth": 3,
     "adm_in_channels": 64,
     "num_patches": 16 * 16,
     "pos_embed_max_size": 16,
     "pos_embed_scaling_factor": None,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 192}},
 }
 FLUX = {
     "in_channels": 16,
@@ -193,14 +205,14 @@ WAN = {
     "ffn_dim": 128,
     "text_dim": 64,
     "num_heads": 1,
-    "num_layers": 2,
+    "num_layers": 3,
 }
 LTXV = {
     "cross_attention_dim": 64,
     "attention_head_dim": 32,
     "num_attention_heads": 2,
     "caption_channels": 64,
-    "num_layers": 2,
+    "num_layers": 3,
 }
 LUMINA = {
     "in_channels": 16,

@@ -94,21 +94,6 @@ def test_quality_measures_every_kind_of_row_and_is_resumed(folder: Path, quality
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "cache" / "bench").iterdir()} == before
 
 
-@pytest.mark.usefixtures("quality")
-def test_readme_takes_its_table_from_the_rows(folder: Path) -> None:
-    readme = folder / "README.md"
-    readme.write_text("before\n<!-- bench:begin -->\n<!-- bench:end -->\nafter\n", "utf-8")
-    arguments = ("readme", "--readme", str(readme), "--csv", str(folder / "quality.csv"))
-    assert command(folder, *arguments, "--check").returncode == 1
-    assert command(folder, *arguments).returncode == 0
-    text = readme.read_text("utf-8")
-    assert text.startswith("before\n") and text.endswith("after\n") and "8 steps, CFG 3" in text
-    (fewer,) = (line for line in text.splitlines() if line.startswith("| fewer steps |"))
-    at_4x = next(float(row["psnr"]) for row in table(folder / "quality.csv") if row["name"] == "2 steps")
-    assert [cell.strip() for cell in fewer.split("|")][5] == f"{at_4x:.1f}"  # behind the name, 1.5x, 2x and 3x
-    assert command(folder, *arguments, "--check").returncode == 0
-
-
 def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
     bench(folder, "auto", *SMALLER)
     rows = {row["name"]: row for row in table(folder / "auto.csv")}
@@ -124,6 +109,19 @@ def test_auto_measures_its_parts_beside_the_controls(folder: Path) -> None:
     assert {"FreqCa", "EasyCache"} <= {row["family"] for row in rows.values()}
     page = (folder / "auto.md").read_text("utf-8")
     assert "## euler, 28 steps, CFG 1, 1 pairs" in page and "## heun, 8 steps" in page
+
+
+def test_the_unet_is_trained_once_and_deepcache_leaves_out_its_depth(folder: Path) -> None:
+    bench(folder, "unet", "--quick")
+    rows = {row["name"]: row for row in table(folder / "unet.csv")}
+    work = {name: float(row["computed"]) for name, row in rows.items()}
+    assert work["5 steps"] == work["Auto, 5 of 50"] == 5 and 3 < work["DeepCache, quadratic 4"] < 8
+    assert 5 < work["DeepCache 3"] < 8, "five steps in full, and the outermost blocks of the others"
+    assert len({row["psnr"] for row in rows.values()}) == len(rows)
+    (weights,) = (folder / "cache" / "unet").iterdir()
+    before = weights.stat().st_mtime_ns
+    bench(folder, "unet", "--quick")
+    assert weights.stat().st_mtime_ns == before
 
 
 def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> None:
@@ -277,6 +275,11 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
         assert float(own["Auto on dpmpp_2m, 20 steps"]["margin"]) == pytest.approx(auto - best, abs=1e-3)
     page = (folder / "exact.md").read_text("utf-8")
     assert "heun's on 11 steps" in page and "## CFG 3, 1 prompt and seed pairs" in page
+    readme = folder / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\n<!-- bench:end -->\nafter\n", "utf-8")
+    arguments = ("readme", "--readme", str(readme), "--csv", str(folder / "exact.csv"))
+    assert [command(folder, *arguments, *check).returncode for check in (("--check",), (), ("--check",))] == [1, 0, 0]
+    assert f"| Auto on dpmpp_2m, 20 steps | {auto:.1f} |" in readme.read_text("utf-8")
     done = command(folder, "exact", "--side", "8", "--quick", "--minutes", "0.0001", "--out", str(folder))
     assert done.returncode == 0 and "stopped by --minutes" in done.stderr
     assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays

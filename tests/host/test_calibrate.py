@@ -115,6 +115,24 @@ def test_what_is_recorded_of_a_whole_run(host: Any, node: Any) -> None:
     assert torch.allclose(tables["course.gram"], gram / gram.diagonal().mean(), rtol=1e-4)
 
 
+def test_what_an_error_does_to_the_picture(host: Any, node: Any) -> None:
+    """At the last step it is the latent's own error; before that the rest of the run makes more or less of it."""
+    sizes = []
+    watched = host.model.clone()
+    watched.set_model_sampler_post_cfg_function(
+        lambda args: sizes.append(((args["input"] - args["denoised"]) / args["sigma"]).norm()) or args["denoised"]
+    )
+    latent = host.sample(watched, steps=STEPS, size=(8, 8), seed=5)
+    plain = host.sample(host.model, steps=STEPS, size=(8, 8), seed=5)
+    profile, report, _ = calibrate(host, node, samples=1, record="whole run")
+    amplified = profile.tables["course.amplified"]
+    scale = host.model.model.latent_format.scale_factor
+    usual = torch.stack(sizes).square().mean().sqrt()
+    assert float(amplified[-1]) == pytest.approx(float(usual / scale / latent.norm()), rel=1e-3)
+    assert torch.isfinite(amplified).all() and float(amplified[0]) > 0 and torch.equal(latent, plain)
+    assert "error of the latent about" in report
+
+
 def test_both_sides_of_guidance(host: Any, node: Any) -> None:
     sides: list[dict[str, torch.Tensor]] = []
     watched = host.model.clone()
@@ -236,11 +254,12 @@ def test_a_trial_is_a_step_with_that_module_one_step_old(host: Any, node: Any) -
 
     types, schedules = host.types, host.schedules
     whole = norms(host.model)
-    for place in (types.ATTENTION, types.MLP):
+    both = (types.ATTENTION, types.MLP)
+    for name, places in (("attention", both[:1]), ("mlp", both[1:]), ("both", both)):
         gate = schedules.Listed(lambda schedule: frozenset({3}))
-        rule = types.Rule((place,), types.Signal(), gate, host.predictors.Hold(), "absolute")
-        reused = norms(host.host.attach(host.model, types.Method("one", (rule,)), None))
-        found = float(profile.tables[f"{place.kind}.noise"][0, 3, 0])
+        rules = tuple(types.Rule((p,), types.Signal(), gate, host.predictors.Hold(), "absolute") for p in places)
+        reused = norms(host.host.attach(host.model, types.Method("one", rules), None))
+        found = float(profile.tables[f"{name}.noise"][0, 3, 0])
         assert found == pytest.approx(float(reused[3] / whole[3]), rel=1e-4) and found != 1
 
 
@@ -262,6 +281,29 @@ def test_from_a_profile_to_a_run(host: Any, node: Any) -> None:
     assert any("this run has 8" in note for note in host.trace()["notes"])
 
 
+@pytest.mark.claim("Calibration", "Auto by a profile: its forecast within its range and the error that it expects")
+def test_auto_with_a_profile(host: Any, node: Any) -> None:
+    profile, auto = calibrate(host, node, record="whole run", steps=12)[0], host.core.methods()["auto"]
+
+    def run(given: Any, steps: int = 12, **params: Any) -> tuple[torch.Tensor, Any]:
+        model = host.host.apply(host.model, auto, given, {"quality": "Custom", "computed": 6, **params}, None)
+        return host.sample(model, steps=steps, size=(8, 8), seed=7), host.trace()
+
+    (out, trace), (plain, without) = run(profile), run(None)
+    assert not torch.equal(out, plain) and trace["computed"] == without["computed"] == 6
+    assert 0 < trace["expected_error"] < 1 and without["expected_error"] is None
+    assert "by the profile" in host.core.report(trace)
+    (_, longer), (other, at_trunk) = run(profile, steps=20), run(profile, site="trunk")
+    assert longer["expected_error"] is None and longer["profile"] and not longer["notes"]
+    assert torch.equal(other, run(None, site="trunk")[0]) and "choose another site" in at_trunk["notes"][0]
+    few = run(profile, computed=4)[1]
+    assert few["expected_error"] is None and "from 5 computed steps on" in few["notes"][0]
+    narrow = {name: table[4:] if name == "sigmas" else table for name, table in profile.tables.items()}
+    narrow |= {"course.gram": profile.tables["course.gram"][4:, 4:], "course.amplified": narrow["sigmas"] * torch.nan}
+    beyond, told = run(type(profile)(profile.about, narrow), keep_first=1)
+    assert torch.isfinite(beyond).all() and told["expected_error"] is None
+
+
 def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     qwen = host.tiny.Qwen(host)
     latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
@@ -270,7 +312,7 @@ def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     ).args
     assert profile.about["family"] == "Qwen-Image" and torch.isfinite(profile.tables["mlp.noise"][0, 1:-1]).all()
     assert profile.groups == ("modules", "trunk", "branch", "course")
-    other = host.tiny.load("chroma")[0]
+    other = host.families.FAMILIES["Lumina 2"].patcher()
     with pytest.raises(ValueError, match="use whole run"):
         calibrate(host, node, other, record="modules")
 

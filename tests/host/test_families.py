@@ -19,6 +19,8 @@ STEPS, BUDGET = 8, 4
 ALL = {"speedup": 2.0, "keep_first": 100}
 """A budget that computes every step, with everything recorded."""
 
+pytestmark = pytest.mark.smoke
+
 
 class Model:
     """A tiny member of a family, and its runs."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 NEEDS_BLOCKS = ["first_block_cache", "dbcache", "adacache", "dicache", "fastcache", "fastercache", "smoothcache"]
-NEEDS_BLOCKS += ["seacache"]
+NEEDS_BLOCKS += ["seacache", "quantcache"]
 STEPS, SIZE = 5, (4, 6)
 """Few steps of a few tokens: what takes time is the weights, once an evaluation."""
 

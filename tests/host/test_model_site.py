@@ -1,5 +1,5 @@
-"""Site model: any model without an architecture file, on tiny random members of five families, three through the host's
-own loader. What holds on every family of the host is in test_families.
+"""Site model: any model without an architecture file, on tiny random members of four families. What holds on every
+family of the host is in test_families.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-LOADED = ("flux2", "hunyuan_video", "sd3")
-WAN = ("wan2.1",)
-"""In test_wan."""
-BUILT = ("next_dit", "chroma")
-UNETS = ("sd15", "sdxl")
-"""In test_unet."""
+FAMILIES = ("Lumina 2", "HiDream", "Cosmos Predict2", "Krea 2")
 STEPS = 10
 SKIPPING = {"threshold": 10.0, "max_consecutive": 2, "gamma_low": 1000.0, "gamma_high": 1000.0}
 
@@ -23,29 +18,17 @@ class Family:
     """One tiny model with its sampling set-up."""
 
     def __init__(self, host: Any, name: str) -> None:
-        self.host = host
-        self.patcher, self.text, self.shape = host.tiny.load(name)
-        self.pooled = 768 if name == "hunyuan_video" else 64
-
-    def conditioning(self, seed: int) -> list[Any]:
-        generator = torch.Generator().manual_seed(seed)
-        text = torch.randn(1, 8, self.text, generator=generator)
-        pooled = torch.randn(1, self.pooled, generator=generator)
-        return [[text, {"pooled_output": pooled, "guidance": 3.5}]]
+        self.host, self.entry = host, host.families.FAMILIES[name]
+        self.patcher = self.entry.patcher()
 
     def sample(self, model: Any, **options: Any) -> torch.Tensor:
-        latent = torch.zeros(self.shape)
-        options = {"steps": STEPS, "positive": self.conditioning(1), "negative": self.conditioning(2)} | options
-        return self.host.sample(model, latent=latent, **options)
+        sides = {"positive": self.entry.conditioning(1), "negative": self.entry.conditioning(2)}
+        return self.host.sample(model, latent=self.entry.empty(), **{"steps": STEPS} | sides | options)
 
 
-@pytest.fixture(scope="module", params=[*LOADED, *BUILT])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, host: Any) -> Family:
     return Family(host, request.param)
-
-
-def test_every_tiny_family_is_covered(host: Any) -> None:
-    assert {*host.tiny.LOADED} == {*LOADED, *WAN} and {*host.tiny.BUILT} == {*UNETS, *BUILT}
 
 
 def test_a_skip_holds_the_derivative(host: Any, family: Family) -> None:

@@ -1,8 +1,7 @@
-"""Tiny models with random weights. Needs the host on `sys.path`.
+"""Tiny models with random weights, for tests of one family. Needs the host on `sys.path`.
 
-The site model is shown on families without an architecture file. Where the host's loader derives the dimensions from
-the weights, the model goes through that loader (LOADED); the others are built from the host's own class and
-configuration at small dimensions (BUILT), as is Qwen-Image for the site trunk (DESCRIBED).
+FLUX and Wan go through the host's loader, which derives the dimensions from the weights (LOADED); the others are built
+from the host's own class and configuration at small dimensions (BUILT, DESCRIBED). All families: families.py.
 """
 
 from __future__ import annotations
@@ -27,32 +26,6 @@ FLUX = {
     "patch_size": 2,
     "qkv_bias": True,
 }
-FLUX2 = FLUX | {
-    "in_channels": 128,
-    "out_channels": 128,
-    "vec_in_dim": None,
-    "axes_dim": [32, 32, 32, 32],
-    "theta": 2000,
-    "patch_size": 1,
-    "mlp_ratio": 3.0,
-    "qkv_bias": False,
-    "ops_bias": False,
-    "guidance_embed": True,
-    "global_modulation": True,
-    "mlp_silu_act": True,
-    "txt_ids_dims": [3],
-}
-HUNYUAN_VIDEO = FLUX | {
-    "vec_in_dim": 768,
-    "patch_size": [1, 2, 2],
-    "theta": 256,
-    "guidance_embed": True,
-    "byt5": False,
-    "meanflow": False,
-    "use_cond_type_embedding": False,
-    "vision_in_dim": None,
-    "meanflow_sum": False,
-}
 WAN = {
     "model_type": "t2v",
     "dim": HIDDEN,
@@ -60,42 +33,6 @@ WAN = {
     "text_dim": 4096,
     "num_heads": 1,
     "num_layers": 2,
-}
-SD3 = {
-    "input_size": None,
-    "in_channels": 16,
-    "depth": 2,
-    "adm_in_channels": CONTEXT,
-    "num_patches": 64 * 64,
-    "pos_embed_max_size": 64,
-    "pos_embed_scaling_factor": None,
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": CONTEXT, "out_features": HIDDEN},
-    },
-}
-NEXT_DIT = {
-    "image_model": "lumina2",
-    "in_channels": 16,
-    "dim": 96,
-    "n_layers": 2,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "axes_dims": [16, 16, 16],
-    "axes_lens": [300, 512, 512],
-    "cap_feat_dim": CONTEXT,
-    "qk_norm": True,
-}
-CHROMA = FLUX | {
-    "image_model": "chroma",
-    "in_channels": 64,
-    "out_channels": 64,
-    "in_dim": 64,
-    "out_dim": HIDDEN,
-    "hidden_dim": 128,
-    "n_layers": 1,
-    "txt_ids_dims": [],
 }
 QWEN_IMAGE = {
     "image_model": "qwen_image",
@@ -108,10 +45,7 @@ FLUX1 = FLUX | {"depth_single_blocks": 3, "guidance_embed": False, "txt_ids_dims
 """Half the width and half the blocks of the small trained FLUX."""
 UNTRAINED = {"flux": FLUX1, "flux of two blocks": FLUX1 | {"depth": 1, "depth_single_blocks": 1}}
 LOADED = {
-    "flux2": ("comfy.ldm.flux.model", "Flux", FLUX2, CONTEXT, (1, 128, 6, 8)),
-    "hunyuan_video": ("comfy.ldm.hunyuan_video.model", "HunyuanVideo", HUNYUAN_VIDEO, CONTEXT, (1, 16, 2, 8, 8)),
     "wan2.1": ("comfy.ldm.wan.model", "WanModel", WAN, 4096, (1, 16, 2, 8, 8)),
-    "sd3": ("comfy.ldm.modules.diffusionmodules.mmdit", "MMDiT", SD3, CONTEXT, (1, 16, 8, 8)),
 }
 """family: module, class, arguments, text width, latent shape (b c ...)."""
 UNET = {
@@ -147,8 +81,6 @@ SDXL = UNET | {
 BUILT = {
     "sd15": ("SD15", UNET, CONTEXT, (1, 4, 8, 8)),
     "sdxl": ("SDXL", SDXL, CONTEXT, (1, 4, 8, 8)),
-    "next_dit": ("Lumina2", NEXT_DIT, CONTEXT, (1, 16, 8, 8)),
-    "chroma": ("Chroma", CHROMA, CONTEXT, (1, 16, 8, 8)),
 }
 QWEN_IMAGE_2511 = QWEN_IMAGE | {"default_ref_method": "index_timestep_zero"}
 QWEN_IMAGE_LAYERED = QWEN_IMAGE | {"default_ref_method": "negative_index", "use_additional_t_cond": True}

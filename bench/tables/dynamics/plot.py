@@ -22,6 +22,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axis, panel in zip(axes, (_sensitivity, _depth, _bands, _similarity, _continuity, _relation), strict=True):
         panel(axis, rows)
         axis.grid(color="#e2e2e2")
+        axis.set_axisbelow(True)
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
@@ -35,6 +36,7 @@ def _sensitivity(axis: Any, rows: Sequence[Row]) -> None:
     published = [y / first for y in SENSITIVITY.values()]
     axis.plot(list(SENSITIVITY), published, label="published, FLUX.1-schnell", **PUBLISHED)
     axis.set(title="Reuse at one step", xlabel="step of 20", ylabel="error, in that of step 1", yscale="log")
+    axis.set_xticks(range(1, 20, 3))
 
 
 def _depth(axis: Any, rows: Sequence[Row]) -> None:
@@ -57,7 +59,7 @@ def _similarity(axis: Any, rows: Sequence[Row]) -> None:
         for side, dash in (("low", "-"), ("high", "--")):
             found = curve(rows, "similarity", f"{side}, {name}")
             axis.plot(list(found), list(found.values()), dash, label=f"{side}, {name}", color=COLOURS[name], marker=".")
-    axis.set(title="How alike", xlabel="steps apart", ylabel="cosine")
+    axis.set(title="How alike", xlabel="steps apart", ylabel="cosine", xticks=range(1, 6))
 
 
 def _continuity(axis: Any, rows: Sequence[Row]) -> None:
@@ -65,7 +67,8 @@ def _continuity(axis: Any, rows: Sequence[Row]) -> None:
         for j, name in enumerate(OBJECTS):
             value = curve(rows, "continuity", f"{side}, {name}")[1]
             axis.bar(j + 0.38 * i - 0.19, value, 0.36, color=COLOURS[name], alpha=shade, label=f"{side}, {name}")
-    axis.set(title="How steady: cosine of two moves in a row", xticks=range(len(OBJECTS)), xticklabels=OBJECTS)
+    axis.set_xticks(range(len(OBJECTS)), OBJECTS)
+    axis.set(title="How steady: cosine of two moves in a row", ylim=(0, 1.3))
 
 
 def _relation(axis: Any, rows: Sequence[Row]) -> None:

@@ -16,11 +16,20 @@ Row = Mapping[str, str]
 Curve = dict[float, float]
 SENSITIVITY = {1: 48.6, 5: 13.5, 14: 2.6, 15: 2.9, 18: 6.4}
 BANDS = {1: 0.09, 2: 0.09, 7: 0.065, 8: 0.065}
-OBJECTS = ("middle block", "last block", "residual")
+CACHED = "last block"
+"""What FreqCa caches: the stream behind it."""
+OBJECTS = ("middle block", CACHED, "residual")
 LATE = 16
 """From this step on the last quarter."""
+EARLY = "a U with the steeper arm early"
 DEGREE = 4
 """TeaCache's polynomial."""
+TIGHT = 0.5
+"""Rank correlation from which on the input is said to tell the output's change."""
+MOST = 0.75
+"""Share of the numbers of blocks at which neighbours must cost more."""
+EVEN = 0.01
+"""Difference of two cosines that four pairs do not show."""
 
 
 def curve(rows: Sequence[Row], part: str, series: str) -> Curve:
@@ -64,7 +73,11 @@ def ranked(pairs: Sequence[tuple[float, float]]) -> float:
 # the parts ------------------------------------------------------------------------------------------------------------
 
 
-def sensitivity(rows: Sequence[Row]) -> tuple[str, str]:
+Part = tuple[str, str, dict[str, bool]]
+"""A table, what it shows, and what was published with whether it is so here."""
+
+
+def sensitivity(rows: Sequence[Row]) -> Part:
     outputs, residual = (curve(rows, "sensitivity", series) for series in ("outputs", "residual"))
     first, most = outputs[1], SENSITIVITY[1]
     heading = ["step", "outputs reused", "of step 1", "published", "of step 1", "residual reused"]
@@ -74,7 +87,9 @@ def sensitivity(rows: Sequence[Row]) -> tuple[str, str]:
          f"{SENSITIVITY[int(x)] / most:.3f}" if int(x) in SENSITIVITY else "", fixed(residual[x], 2)]
         for x, value in outputs.items()
     ]  # fmt: skip
-    return markdown(heading, body), f"{arms('Outputs', outputs)} {arms('The residual', residual)}"
+    told = arms("Outputs", outputs)
+    says = {f"{EARLY} (SpectralCache §3.1)": EARLY in told}
+    return markdown(heading, body), f"{told} {arms('The residual', residual)}", says
 
 
 def arms(name: str, found: Curve) -> str:
@@ -83,14 +98,14 @@ def arms(name: str, found: Curve) -> str:
     late = max((x for x in found if x >= LATE), key=found.__getitem__, default=lowest)
     early = found[1] / found[lowest]
     rise = found[late] / found[lowest]
-    shape = "a U with the steeper arm early" if early > rise > 1.2 else "no U" if rise <= 1.2 else "a U, steeper late"
+    shape = EARLY if early > rise > 1.2 else "no U" if rise <= 1.2 else "a U, steeper late"
     return (
         f"{name}: {shape}; lowest at step {lowest:g}, the first step {early:.1f} times that (published 18.7 times, at "
         f"step 14), the worst of the last quarter {rise:.1f} times (2.5)."
     )
 
 
-def depth(rows: Sequence[Row]) -> tuple[str, str]:
+def depth(rows: Sequence[Row]) -> Part:
     start, near, spread = (curve(rows, "depth", series) for series in ("from the start", "neighbours", "spread"))
     heading = ["blocks", "from the start", "neighbours elsewhere", "spread", "start / spread", "neighbours / spread"]
     body, more, others = [], [], []
@@ -102,33 +117,33 @@ def depth(rows: Sequence[Row]) -> tuple[str, str]:
             f"{k:g}", fixed(start[k], 1), fixed(near.get(k, math.nan), 1), fixed(value, 1), f"{100 * beyond:+.0f} %",
             "" if math.isnan(elsewhere) else f"{100 * elsewhere:+.0f} %",
         ])  # fmt: skip
+    dearer, first = sum(o > 0 for o in others), sum(m > 0 for m in more)
     told = (
-        f"From the first block on, {sum(m > 0 for m in more)} of {len(more)} numbers of blocks cost more than as many "
-        f"anywhere ({100 * min(more):+.0f} to {100 * max(more):+.0f} %; published +28 % at 1 of 19, +20 % at 5, +8 % "
-        "at 10, none from 14). Neighbours that do not begin at the first block cost more in "
-        f"{sum(o > 0 for o in others)} of {len(others)}: where that is few, the early blocks matter, not that they are "
-        "neighbours."
+        f"Neighbouring blocks cost more than as many anywhere at {dearer} of {len(others)} numbers of blocks "
+        f"({100 * min(others):+.0f} to {100 * max(others):+.0f} %; published +28 % at 1 of 19, +20 % at 5, +8 % at 10, "
+        f"none from 14), those from the first block on, as the paper's text has them, at {first} of {len(more)} "
+        f"({100 * min(more):+.0f} to {100 * max(more):+.0f} %)."
     )
-    return markdown(heading, body), told
+    return markdown(heading, body), told, {"neighbouring blocks cost more (§3.2)": dearer >= MOST * len(others)}
 
 
-def bands(rows: Sequence[Row]) -> tuple[str, str]:
+def bands(rows: Sequence[Row]) -> Part:
     found = {name: curve(rows, "bands", name) for name in OBJECTS}
     heading = ["band, coarse to fine", *(str(band) for band in range(1, 9))]
     body = [[name, *(fixed(value, 3) for value in values.values())] for name, values in found.items()]
     body.append(["published (middle block)", *(f"{BANDS[b]:g}" if b in BANDS else "" for b in range(1, 9))])
-    told = []
-    for name, values in found.items():
-        low, high = (values[1] + values[2]) / 2, (values[7] + values[8]) / 2
-        told.append(f"{name} {100 * (low / high - 1):+.0f} %")
-    return markdown(heading, body), (
-        f"Coarse bands (1, 2) change more than fine ones (7, 8) by: {', '.join(told)} (published +38 %)."
+    over = {name: (values[1] + values[2]) / (values[7] + values[8]) - 1 for name, values in found.items()}
+    told = ", ".join(f"{name} {100 * share:+.0f} %" for name, share in over.items())
+    return (
+        markdown(heading, body),
+        f"Coarse bands (1, 2) change more than fine ones (7, 8) by: {told} (published, middle block: +38 %).",
+        {"coarse bands of a middle block change more (§3.3)": over[OBJECTS[0]] > 0},
     )
 
 
-def frequencies(rows: Sequence[Row]) -> tuple[str, str]:
+def frequencies(rows: Sequence[Row]) -> Part:
     heading = ["", *(f"alike, {lag} apart" for lag in (1, 3, 5)), "goes on as it went", "left of a step by a slope"]
-    body, told = [], []
+    body, told, says = [], [], {}
     for name in OBJECTS:
         figures = {}
         for side in ("low", "high"):
@@ -138,23 +153,28 @@ def frequencies(rows: Sequence[Row]) -> tuple[str, str]:
             figures[side] = (alike[1], onward)
             body.append([series, *(fixed(alike[lag], 3) for lag in (1, 3, 5)), fixed(onward, 2), fixed(left, 2)])
         (alike_low, on_low), (alike_high, on_high) = figures["low"], figures["high"]
-        told.append(f"{name}: low bands are {'more' if alike_low > alike_high else 'less'} alike from step to step "
-                    f"({alike_low:.3f} and {alike_high:.3f}), high ones go on {'more' if on_high > on_low else 'less'} "
-                    f"steadily ({on_high:.2f} and {on_low:.2f})")  # fmt: skip
-    return markdown(heading, body), f"FreqCa: low more alike, high more steady. {'; '.join(told)}."
+        if name == CACHED:
+            says = {"low bands are more alike (FreqCa)": alike_low > alike_high,
+                    "high bands go on more steadily (FreqCa)": on_high > on_low + EVEN}  # fmt: skip
+        told.append(f"{name} {alike_low:.3f} and {alike_high:.3f}, {on_low:.2f} and {on_high:.2f}")
+    words = "From step to step, low and high bands: how alike (published: low more), how steady (published: high more)"
+    return markdown(heading, body), f"{words}: {'; '.join(told)}.", says
 
 
-def relation(rows: Sequence[Row]) -> tuple[str, str]:
+def relation(rows: Sequence[Row]) -> Part:
     heading = ["change of", "points", "rank correlation", "R² of degree 4", "R² of a line"]
-    body, told = [], []
+    body, told, ranking = [], [], {}
     for series in ("output", "residual"):
         pairs = points(rows, series)
         (_, quartic), (_, line) = fit(pairs), fit(pairs, 1)
-        body.append([series, str(len(pairs)), fixed(ranked(pairs), 2), fixed(quartic, 2), fixed(line, 2)])
-        told.append(f"{series} {quartic:.2f}")
-    return markdown(heading, body), (
+        ranks = ranking[series] = ranked(pairs)
+        body.append([series, str(len(pairs)), fixed(ranks, 2), fixed(quartic, 2), fixed(line, 2)])
+        told.append(f"{series} {quartic:.2f} (rank correlation {ranks:.2f})")
+    return (
+        markdown(heading, body),
         "The modulated input's change explains the change by a polynomial of degree 4 with R² of "
-        f"{', '.join(told)} (for FLUX a third party found no clear relation, for another model R² 0.09)."
+        f"{', '.join(told)}; third parties found no clear relation for FLUX, and R² 0.09 for another model.",
+        {"the input's change tells the output's (TeaCache)": ranking["output"] > TIGHT},
     )
 
 
@@ -177,14 +197,18 @@ def report(rows: Sequence[Row], about: str) -> str:
     """docs/dynamics.md."""
     seeds = len({row["seed"] for row in rows})
     made = [(title, *part(rows), says) for title, part, says in PARTS]
-    sections = [text for title, table, _, says in made for text in (f"## {title}", says, table)]
+    sections = [text for title, table, _, _, says in made for text in (f"## {title}", says, table)]
+    claims = {claim: holds for _, _, _, says, _ in made for claim, holds in says.items()}
+    alike, other = ([claim for claim, holds in claims.items() if holds is kind] for kind in (True, False))
+    verdict = f"As published: {', '.join(alike) or 'nothing'}. Not as published: {', '.join(other) or 'nothing'}."
     return document(
         "# Dynamics",
         f"Does the small FLUX of this repository behave as the models of the papers do? Euler, 20 steps, CFG 1, "
         f"{seeds} prompt and seed pairs (the paper: FLUX.1-schnell, 20 steps, 5 samples). Few pairs: directions can be "
         "read, second digits cannot.",
         "![The same as curves](dynamics.png)",
-        "\n".join(f"- {told}" for _, _, told, _ in made),
+        verdict,
+        "\n".join(f"- {told}" for _, _, told, _, _ in made),
         *sections,
         about,
     )

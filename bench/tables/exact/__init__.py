@@ -32,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
     features = not (options.plain or options.quick)
 
     def make(table: Path) -> str:
-        return measure(size, table, options.minutes, features=features, side=options.side)
+        return measure(size, table, options.minutes, features, options.side, options.share)
 
     return fill.written(options, "exact", make, report, fill.quick_folder(options))

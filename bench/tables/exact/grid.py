@@ -22,7 +22,7 @@ SCHEDULES = ("simple", "beta", "normal", "sgm_uniform", "kl_optimal", "linear_qu
 EVALUATIONS = {"heun": 2, "dpm_2": 2, "exp_heun_2_x0": 2, "heunpp2": 3}
 """Of a step in the middle of a run, of samplers that need more than one."""
 AUTO_SAMPLERS, AUTO_STEPS = ("euler", "dpmpp_2m", "res_multistep", "ipndm"), (20, 28, 50, 100)
-RECOMMENDED = ("dpmpp_2m", 100)
+RECOMMENDED = ("dpmpp_2m", 28)
 """Sampler and steps that README and help recommend: one for all columns."""
 OTHERS = {
     "freqca": ("FreqCa N=2", "FreqCa N=3", "FreqCa N=4"),
@@ -110,20 +110,22 @@ def others() -> list[Other]:
 class Size:
     """How much is measured. screen: the budget that all plain combinations are screened at, and the two that Auto's
     set-ups are; wide: how many combinations the second screening (at CFG 3, of those best at CFG 1) has; best: how many
-    of each guidance go on. own: the steps of Auto's full runs, which are compared with too.
+    of each guidance go on, beside those that are always shown. own: the steps of Auto's full runs, which are compared
+    with too.
     """
 
     pairs: int = 24
     screened: int = 2
-    cached: int = 4
+    cached: int = 2
     budgets: tuple[int, ...] = BUDGETS
     samplers: tuple[str, ...] = SAMPLERS
     schedules: tuple[str, ...] = SCHEDULES
     screen: int = 10
     screen_auto: tuple[int, ...] = (8, 12)
     wide: int = 24
-    best: int = 5
-    auto: tuple[tuple[str, int], ...] = (("dpmpp_2m", 100), ("dpmpp_2m", 28), ("euler", 100), ("euler", 28))
+    best: int = 3
+    always: tuple[tuple[str, str], ...] = (("dpmpp_2m", "simple"),)
+    auto: tuple[tuple[str, int], ...] = (RECOMMENDED, ("dpmpp_2m", 50))
     auto_screened: tuple[tuple[str, int], ...] = tuple((s, n) for s in AUTO_SAMPLERS for n in AUTO_STEPS)
     own: int = 28
     reference: int = 101
@@ -132,7 +134,7 @@ class Size:
     def quick(cls) -> Size:
         """One pair, three combinations, to see that it works."""
         return cls(
-            1, 1, 0, (6,), ("dpmpp_2m", "heunpp2"), ("simple", PLACES), 6, (6,), 2, 2, (("dpmpp_2m", 20),),
+            1, 1, 0, (6,), ("dpmpp_2m", "heunpp2"), ("simple", PLACES), 6, (6,), 2, 2, (), (("dpmpp_2m", 20),),
             (("dpmpp_2m", 20), ("euler", 20)), 20, 11,
         )  # fmt: skip
 

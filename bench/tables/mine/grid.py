@@ -11,7 +11,7 @@ from bench.lab.presets import AUTO, PRESETS, auto, core_arms, fewer
 FULL = "every step, again"
 SOLVERS = "fewer steps, another solver"
 AUTO_SOLVER = f"{AUTO} on dpmpp_2m"
-BUDGETS = (1.5, 2.0, 3.0, 4.0)
+BUDGETS = (1.5, 2.0, 3.0, 4.0, 5.6)
 FURTHER = (2.0, 3.0)
 """Budgets at which other solvers are measured."""
 PLAIN_SOLVERS = (("dpmpp_2m", "simple"), ("ipndm", "beta"), ("gradient_estimation", "simple"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.lab.intervals import at
 from bench.lab.presets import AUTO, FEWER
-from bench.lab.reading import Row, controls, curve, families, over
+from bench.lab.reading import Row, controls, curve, families, matched, over
 from bench.lab.table import document, fixed, markdown, number
 from bench.tables.mine.grid import AUTO_SOLVER, FULL, FURTHER, SOLVERS
 
@@ -88,6 +88,8 @@ def report(
         f"# SpectralCache on {title}",
         f"![Pictures of each setting]({SHEET})",
         showing(rows),
+        markdown(*matched([row for row in rows if row["family"] not in (FULL, SOLVERS)])),
+        "Blank: no setting computes so little or so much. Setting by setting:",
         table(rows),
         f"{pairs} prompt and seed pairs.{few} PSNR in dB and SSIM of the decoded picture against the full run of the "
         "same prompt and seed, higher is closer; over fewer steps: the mean difference to as many plain steps as were "

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="every row at every number of steps and guidance: hours")
     parser.add_argument("--only", nargs=2, type=float, metavar=("STEPS", "CFG"),
                         help="measure this group alone; the CSV's others stay as they are")  # fmt: skip
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

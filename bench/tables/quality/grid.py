@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from bench.lab.arms import Cached
 from bench.lab.grid import Group, group
 from bench.lab.pairs import COUNT
-from bench.lab.presets import NEED_GUIDANCE, control_arms, core_arms, counts, fewer, method_arms
+from bench.lab.presets import NEED_GUIDANCE, PARTS, control_arms, core_arms, counts, fewer, method_arms
 
 MAIN, EVERY_FAMILY = (28, 3.0), (28, 1.0)
 SIDES = (EVERY_FAMILY, (20, 3.0), (50, 3.0))
 SIDE_PAIRS = 6
-PARTS = ("FreqCa, SpectralCache's gate", "hold, every N")
-"""Families that show what a part of a method is worth: on the main grid alone."""
 QUICK_PAIRS = 4
 
 

@@ -13,7 +13,7 @@ from bench.lab.fill import command_line
 from bench.lab.table import text_table, write_csv
 
 if TYPE_CHECKING:
-    from bench.tables.speed.models import Size
+    from bench.lab.sizes import Size
 
 MODERATE = "moderate"
 HIDDEN, DOUBLE, SINGLE, SIDE = 512, 4, 8, 48
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def size_of(options: argparse.Namespace) -> Size:
     """The model that is asked for. Raises `ValueError` with the way out where there is none."""
-    from bench.tables.speed.models import HEAD, MOST_ON_CPU, REAL, moderate, reduced
+    from bench.lab.sizes import HEAD, MOST_ON_CPU, REAL, moderate, reduced
 
     if options.hidden is not None and options.hidden % HEAD:
         raise ValueError(f"--hidden must be a multiple of {HEAD}, the width of an attention head")
@@ -92,7 +92,7 @@ def positive(text: str) -> int:
 
 def file_name(options: argparse.Namespace, size: Size) -> str:
     """Of table and page: neither a reduced model's nor a GPU's may look like another's."""
-    from bench.tables.speed.models import REAL
+    from bench.lab.sizes import REAL
 
     if options.model == MODERATE:
         return "speed" if options.device == "cpu" else "speed-moderate-cuda"

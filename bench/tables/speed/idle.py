@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.lab import Lab, Sampled
-from bench.tables.speed.models import Size, build, conditioning, moderate, reduced
+from bench.lab.sizes import Size, build, conditioning, moderate, reduced
 from cache_core import methods
 
 NONE, NEVER, CLONE = "no node", "gate never", "an untouched clone"

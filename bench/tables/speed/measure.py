@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from bench.lab import Lab, Sampled
+from bench.lab.sizes import Size, build, conditioning
 from bench.tables.speed import idle
 from bench.tables.speed.idle import NONE, Idle
-from bench.tables.speed.models import Size, build, conditioning
 from bench.tables.speed.waits import Waits, counted
 from cache_core import methods
 from cache_core.spectrum import Transform, low_pass

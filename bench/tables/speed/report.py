@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.lab.intervals import Interval, bootstrap, disturbed
+from bench.lab.sizes import full
 from bench.lab.store import code_version
 from bench.lab.table import document, markdown
 from bench.tables.speed.idle import CLONE, NEVER, NONE, Idle
@@ -28,7 +29,6 @@ from bench.tables.speed.measure import (
     skip_share,
     speedup,
 )
-from bench.tables.speed.models import full
 
 METHODS = ("auto", "spectralcache", "freqca")
 """Whose code the figures depend on."""

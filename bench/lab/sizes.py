@@ -1,4 +1,4 @@
-"""Models with random weights for `bench speed`: FLUX of moderate width for a CPU, FLUX.1 and Qwen-Image as they are.
+"""Models with random weights for tables of speed: FLUX of moderate width for a CPU, FLUX.1 and Qwen-Image as they are.
 
 Speed does not depend on what the weights are, only decisions do; the settings that are timed leave little to decide.
 The real dimensions are for a GPU: FLUX.1 takes 24 GB in bf16, Qwen-Image 41 GB. With fewer blocks (`reduced`) the very

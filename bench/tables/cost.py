@@ -1,0 +1,146 @@
+"""What half a step costs, against what its multiplications say: attention, the MLP, or both reused, in one run.
+
+FLUX's architecture with random weights on the CPU, 1024 image tokens. Each step that reuses something lies between two
+full ones, and is compared with these alone, so that a machine that gets slower or faster cancels; multiplications are
+those that torch counts (`FlopCounterMode`) in the very same evaluations of a second run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.host.provision import say
+from bench.lab import fill
+from bench.lab.reading import Row
+from bench.lab.sizes import Size, build, conditioning, moderate
+from bench.lab.table import Record, document, fixed, markdown, write_csv
+from cache_core.predictors import Hold
+from cache_core.schedules import Listed
+from cache_core.types import ATTENTION, MLP, Method, Place, Rule, Schedule, Signal
+
+HIDDEN, DOUBLE, SINGLE, SIDE = 2048, 1, 2, 64
+ROUNDS = 3
+STATES: dict[str, tuple[Place, ...]] = {
+    "attention reused": (ATTENTION,), "the MLP reused": (MLP,), "both reused": (ATTENTION, MLP),
+}  # fmt: skip
+WITHIN = 0.1
+"""Half a step may be off its multiplications by so much."""
+
+
+def steps_of(place: Place, rounds: int) -> frozenset[int]:
+    """The steps that reuse this module: every second one belongs to the next state in turn, between full ones."""
+    states = [reused for _ in range(rounds) for reused in STATES.values()]
+    return frozenset(2 * i + 2 for i, reused in enumerate(states) if place in reused)
+
+
+def states(rounds: int) -> Method:
+    """The table as a method."""
+    rules = []
+    for place in (ATTENTION, MLP):
+        found = steps_of(place, rounds)
+
+        def table(schedule: Schedule, found: frozenset[int] = found) -> frozenset[int]:
+            return found
+
+        rules.append(Rule((place,), Signal(), Listed(table), Hold(), "absolute"))
+    return Method("states", tuple(rules))
+
+
+def shares(figures: Sequence[float], rounds: int) -> dict[str, list[float]]:
+    """Each evaluation that reuses something over the mean of its two neighbours, by state."""
+    found: dict[str, list[float]] = {name: [] for name in STATES}
+    for i, name in enumerate([name for _ in range(rounds) for name in STATES]):
+        here = 2 * i + 2
+        found[name].append(2 * figures[here] / (figures[here - 1] + figures[here + 1]))
+    return found
+
+
+def records(size: Size, rounds: int) -> Iterator[Record]:
+    """A line a state."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bench.lab import Lab
+
+    lab = Lab()
+    total = 2 * rounds * len(STATES) + 2
+    model = lab.attach(build(size, lab.device), states(rounds))
+    noise = torch.randn(size.latent, generator=torch.Generator().manual_seed(0))
+    sides = conditioning(size, 1), conditioning(size, 2)
+    timed = lab.sample(model, noise, *sides, 1.0, total)
+    counter, marks = FlopCounterMode(display=False), [0]
+
+    def mark(args: dict[str, Any]) -> torch.Tensor:
+        marks.append(counter.get_total_flops())
+        return args["denoised"]
+
+    counted = model.clone()
+    counted.set_model_sampler_post_cfg_function(mark)
+    with counter:
+        lab.sample(counted, noise, *sides, 1.0, total)
+    flops = [after - before for before, after in itertools.pairwise(marks)]
+    assert timed.trace is not None
+    work = shares([e["work"] for e in timed.trace["evaluations"]], rounds)
+    seconds, says = shares(timed.seconds, rounds), shares(flops, rounds)
+    for name in STATES:
+        yield {
+            "state": name,
+            "work": statistics.median(work[name]),
+            "flops": statistics.median(says[name]),
+            "seconds": statistics.median(seconds[name]),
+            "least": min(seconds[name]),
+            "most": max(seconds[name]),
+            "full": statistics.median(timed.seconds[1::2]),
+            "tokens": size.tokens,
+            "model": size.name,
+        }
+
+
+def report(rows: Sequence[Row], about: str) -> str:
+    """docs/cost.md."""
+    body = []
+    for row in rows:
+        says, took = float(row["flops"]), float(row["seconds"])
+        spread = f"{fixed(float(row['least']), 3)} to {fixed(float(row['most']), 3)}"
+        over = fixed(100 * (took / says - 1), 1, sign=True) if row["state"] != "both reused" else ""
+        body.append([row["state"], fixed(float(row["work"]), 3), fixed(says, 3), fixed(took, 3), spread, over])
+    heading = ["in shares of a full step", "the trace says", "multiplications", "seconds", "from to", "over, %"]
+    halves = [row for row in rows if row["state"] != "both reused"]
+    met = all(abs(float(row["seconds"]) / float(row["flops"]) - 1) <= WITHIN for row in halves)
+    return document(
+        "# What half a step costs",
+        f"{rows[0]['model']}; {rows[0]['tokens']} image tokens. A full step takes {float(rows[0]['full']):.2f} s. Each "
+        "figure is the median of the shares of one run, against the full steps before and behind. The trace counts "
+        "attention and MLP modules alone, so that a step that reuses both counts as nothing.",
+        markdown(heading, body),
+        f"Half a step costs what its multiplications say within {WITHIN:.0%}: {'yes' if met else 'no'}.",
+        about,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help="width (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=SIDE, help="the latent's height and width (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of every state (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="make no run: the report from the CSV as it is")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/")
+
+
+def run(options: argparse.Namespace) -> int:
+    def make(table: Path) -> str:
+        import torch
+
+        from bench.lab import Lab
+
+        size = moderate(options.hidden, DOUBLE, SINGLE, options.side)
+        say(f"{size.name}, {2 * options.rounds * len(STATES) + 2} steps twice")
+        with torch.inference_mode():
+            write_csv(table, list(records(size, options.rounds)))
+            return fill.origin(Lab().about(), ())
+
+    return fill.written(options, "cost", make, report)

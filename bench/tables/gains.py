@@ -1,0 +1,76 @@
+"""What a method does to the noise, learned from other prompts and taken back: FEB-Cache's gain, Q&C's of each channel.
+
+On the small FLUX. A gain is learned from runs with and without the cache on three other prompts, at the same steps and
+guidance; the runs that are measured cost as much with it as without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Literal
+
+from bench.lab import fill
+from bench.lab.arms import Arm, Cached
+from bench.lab.gained import LEARNED_FROM, Gained
+from bench.lab.grid import Group, group
+from bench.lab.reading import Row
+from bench.lab.table import document, fixed, markdown
+
+STEPS, PAIRS = 28, 6
+GUIDANCE = (1.0, 3.0)
+METHODS = (
+    ("SpectralCache 0.6", "spectralcache", {"threshold": 0.6}),
+    ("TeaCache 0.6", "teacache", {"threshold": 0.6}),
+    ("First-Block Cache 0.12", "first_block_cache", {"threshold": 0.12}),
+    ("MagCache", "magcache", {}),
+    ("FreqCa N=4", "freqca", {"interval": 4}),
+    ("TaylorSeer N=4", "taylorseer", {"interval": 4}),
+    ("FEB-Cache 0.5", "feb_cache", {"work": 0.5}),
+)
+KINDS: tuple[Literal["noise", "channels"], ...] = ("noise", "channels")
+HEADINGS = {"": "as it is", "noise": "gain of the noise", "channels": "gain of each channel"}
+
+
+def arms(cfg: float) -> list[Arm]:
+    found: list[Arm] = []
+    for name, method, params in METHODS:
+        found.append(Cached(name, name, method=method, params=params))
+        found += [
+            Gained(name, f"{name}, {kind}", method=method, params=params, gain=kind, cfg=cfg) for kind in KINDS
+        ]
+    return found
+
+
+def grid(pairs: int | None) -> list[Group]:
+    return [group(STEPS, cfg, pairs or PAIRS, arms(cfg)) for cfg in GUIDANCE]
+
+
+def report(rows: Sequence[Row], about: str) -> str:
+    """docs/gains.md."""
+    parts = []
+    for cfg in GUIDANCE:
+        body = []
+        for name, _, _ in METHODS:
+            mine = [row for row in rows if row["family"] == name and float(row["cfg"]) == cfg]
+            kinds = {row["name"].removeprefix(name).removeprefix(", "): row for row in mine}
+            plain = kinds[""]
+            shown = (fixed(float(kinds[kind]["psnr"]), 1) for kind in HEADINGS)
+            body.append([name, fixed(float(plain["computed"]), 1), *shown])
+        parts += [f"## CFG {cfg:g}", markdown(["PSNR", "work, in steps", *HEADINGS.values()], body)]
+    return document(
+        "# Gains",
+        f"What a cache does to a run, learned from {LEARNED_FROM} other prompts and taken back, on the small FLUX: "
+        f"{STEPS} steps, Euler, {rows[0]['pairs']} prompt and seed pairs. PSNR to the full run, mean over pairs; the "
+        "work is the same in each row but for methods that look at the picture.",
+        *parts,
+        about,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    return fill.carry_out(options, "gains", grid(options.pairs), report)
