@@ -163,9 +163,9 @@ def report(rows: Sequence[Row], about: str) -> str:
         "A sampler solves a differential equation; the more evaluations of the model, the closer it comes to the exact "
         "solution. So a cache should be measured against that solution, and against what the best solver makes of as "
         "many evaluations. Plain rows compute every step. Auto's rows sample many steps, of which exactly as many are "
-        "computed as the column says (`computed`); the others cost next to nothing. *Auto's places* are the noise levels "
-        "that Auto's plan computes of 28 steps: a schedule of this pack, on which a plain sampler is a stronger rival. "
-        "What was tried to come closer still, and did not: [tried.md](tried.md).",
+        "computed as the column says (`computed`); the others cost next to nothing. *Auto's places* are the noise "
+        "levels that Auto's plan computes of 28 steps: a schedule of this pack, on which a plain sampler is a stronger "
+        "rival. What was tried to come closer still, and did not: [tried.md](tried.md).",
         reference(rows),
         "The small FLUX of this repository (13 M parameters, 192 × 192 pixels, shift 1.5). Its figures cannot be "
         "compared with published ones of FLUX.1: a small smooth model is followed far more closely by every method.",
