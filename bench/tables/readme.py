@@ -55,7 +55,17 @@ def section(csv: Path) -> str:
         "published ones. All figures, intervals and the other caches: [docs/exact.md](docs/exact.md); every "
         "method against the full run of its own sampler: [docs/quality.md](docs/quality.md)."
     )
-    return "\n\n".join([BEGIN, *by_cfg, words, END])
+    return "\n\n".join([BEGIN, *by_cfg, f"{margins(rows)} {words}", END])
+
+
+def margins(rows: Sequence[Row]) -> str:
+    """The first of Auto's set-ups against the best of each column."""
+    name = next((row["name"] for row in rows if row["kind"] == AUTO), "")
+    parts = []
+    for cfg in dict.fromkeys(row["cfg"] for row in rows):
+        own = [number(row["margin"]) for row in rows if (row["name"], row["cfg"]) == (name, cfg)]
+        parts.append(f"{min(own):+.1f} to {max(own):+.1f} dB at CFG {number(cfg):g}")
+    return f"{name}, against the best of each column: {', '.join(parts)}."
 
 
 def renewed(text: str, table: str) -> str:

@@ -98,5 +98,6 @@ def test_readme_section_is_renewed_and_checked(tmp_path: Path) -> None:
     assert "| 30.0 (ipndm + beta) | 31.0 (dpmpp_2m + simple) |" in text
     assert f"| {AUTO} | 32.5 | 32.5 |" in text and "| dpmpp_2m + simple |  | 31.0 |" in text
     assert "euler + beta" not in text
+    assert f"{AUTO}, against the best of each column: +2.5 to +2.5 dB at CFG 1." in text
     page.write_text("no markers", "utf-8")
     assert run(check=False) == 1 and page.read_text("utf-8") == "no markers"
