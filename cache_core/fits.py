@@ -8,6 +8,9 @@ much of the spread of y the fit explains. Outside the d that were seen, a fit go
 The unit makes thresholds alike on every model: it is the threshold at which half of the profile's own steps are
 computed, over the 0.6 at which FLUX.1 is about twice as fast.
 
+On the small FLUX (four captions, euler, 28 steps) FLUX.1's polynomial explains 75 % of y at CFG 1 and 67 % at CFG 3 at
+its best scale, about what d itself explains (77, 65), the fit 80 and 83 %.
+
 Differs from the original: y is the change of the residual, which is what a skip holds, not of the model's output; a fit
 is of a user's own model, from a few prompts instead of 70.
 """
@@ -56,6 +59,15 @@ def polynomial_of(profile: Profile) -> Fit:
     runs = _runs(profile.tables["trunk.signal"])
     unit = _unit([[max(rescaled(calibration, d), 0.0) for d in run] for run in runs])
     return Fit(replace(calibration, unit=unit), explained, len(d))
+
+
+def explained_by(profile: Profile, calibration: Calibration) -> float:
+    """How much of the spread of y another calibration's polynomial explains at its best scale and offset: the square
+    of their correlation, since a threshold makes good for both.
+    """
+    d, y = _pairs(profile, profile.tables["trunk.signal"])
+    predicted = torch.tensor([rescaled(calibration, float(v)) for v in d], dtype=torch.float64)
+    return float(torch.corrcoef(torch.stack([predicted, y]))[0, 1].square())
 
 
 def _pairs(profile: Profile, signal: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Collection, Iterator, Sequence
 
 from ..cache_core.calibrated import Expectation
-from ..cache_core.fits import polynomial_of, surface_of
+from ..cache_core.coefficients import TEACACHE
+from ..cache_core.fits import explained_by, polynomial_of, surface_of
 from ..cache_core.generators import Guided, smoothed
 from ..cache_core.magnitudes import of_profile
 from ..cache_core.placement import places
@@ -65,6 +66,8 @@ def _trunk(profile: Profile) -> Iterator[str]:
     yield ""
     yield f"TeaCache, SpectralCache: P(d) = {powers} (highest power first), d from {low:.3g} to {high:.3g}"
     yield f"  explains {100 * fit.explained:.0f} % of the residual's change (R²) of {fit.pairs} steps"
+    for other in (row for row in TEACACHE.values() if row.name == profile.about["family"]):
+        yield f"  the published one explains {100 * explained_by(profile, other):.0f} % at its best scale"
     yield f"  unit {calibration.unit:.3g}: threshold 0.6 then computes about half of these runs' steps"
     yield f"PromptTea: P(x, t) of {len(surface)} terms explains {100 * explained:.0f} % (R²), unit {surface_unit:.3g}"
     with contextlib.suppress(CacheError):

@@ -56,6 +56,9 @@ def _panels(profile: Profile) -> Iterator[tuple[str, list[Curve]]]:
         size = gram.diagonal()
         alike = [float(gram[t, t - 1] / (size[t] * size[t - 1]).sqrt()) for t in range(1, len(size))]
         yield "Cosine of the derivative with the step before", [Curve("cosine", [math.nan, *alike])]
+        amplified = tables["course.amplified"]
+        if bool(torch.isfinite(amplified).all()):
+            yield "What an error of one step becomes in the picture's latent", [Curve("times", amplified.tolist())]
     if "modules" in profile.groups:
         curves = [Curve(f"{kind}, 1 step", (100 * tables[f"{kind}.change"][0].nanmean(1)).tolist()) for kind in MODULES]
         yield "Change of a module's output, in percent, mean over blocks", curves
@@ -71,10 +74,10 @@ def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: Sequence[Cur
     area = (EDGE, top + HEAD, WIDTH - EDGE, top + HEIGHT - FOOT)
     draw.rectangle(area, fill=PANEL)
     _text(draw, (EDGE, top + 12), title, 28, WIDTH - 2 * EDGE)
-    for value in (low, high):
-        y = area[3] - (area[3] - area[1]) * (value - low) / (high - low)
+    span = f"{low:.3g} to {high:.3g}"
+    _text(draw, (WIDTH - EDGE - font(24).getlength(span), top + 16), span, 24, 300, FAINT)
+    for y in (area[1], area[3]):
         draw.line((area[0], y, area[2], y), fill=DIM, width=2)
-        _text(draw, (area[0] + 6, y + 4 if value == high else y - 30), f"{value:.3g}", 22, 200, FAINT)
     x = float(EDGE)
     for number, curve in enumerate(curves):
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]

@@ -9,7 +9,9 @@ const AUTO = "SpectralCacheAutoApply";
 const CUSTOM = "Custom";
 const OFF = [2, 4]; // a node's mode: muted, bypassed
 const FAINT = 0.4;
-const CSS = `.lg-node-widgets:has(.spectralcache-strip[data-word]) > .lg-node-widget:first-child { opacity: ${FAINT}; }`;
+// the row of speedup: the first one, or, in newer pages, the one of that name
+const CSS = `.lg-node-widgets:has(.spectralcache-strip[data-word]) :is(.lg-node-widgets > .lg-node-widget:first-child,
+  .lg-node-widget[data-widget-name="speedup"]) { opacity: ${FAINT}; }`;
 
 const named = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
@@ -108,12 +110,16 @@ async function plan(node) {
   return [all[0] ?? 0, lines.join(", ")];
 }
 
+const asked = new WeakMap(); // node -> its newest question, since answers may come in another order
+
 async function refresh(node) {
   const strip = stripOf(node);
   if (!strip || !node.graph) return;
+  const question = {};
+  asked.set(node, question);
   strip.element.toggleAttribute("data-word", named(node, "quality")?.value !== CUSTOM);
   const [steps, text] = await plan(node);
-  strip.plan(steps, text ? say("next_run", { plan: text }) : say("no_sampler"));
+  if (asked.get(node) === question) strip.plan(steps, text ? say("next_run", { plan: text }) : say("no_sampler"));
 }
 
 let due = 0;

@@ -62,7 +62,8 @@ function fold(node, strip) {
   if (!choice && !advanced().length) return;
   const size = node.computeSize;
   node.computeSize = function (...args) {
-    for (const widget of advanced()) widget.hidden = !node.showAdvanced; // Nodes 2.0 do not look at it
+    const folded = !node.showAdvanced && !LiteGraph.vueNodesMode; // Nodes 2.0 fold by themselves
+    for (const widget of advanced()) widget.hidden = folded;
     strip.named?.();
     return size.apply(this, args);
   };

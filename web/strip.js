@@ -1,12 +1,14 @@
 // A run as a strip of cells, one an evaluation: what was computed, skipped or forced, by colour and by shape.
-// Plain elements, so that it is the same on the canvas and as Nodes 2.0; every colour stands out on dark and on light.
+// Plain elements, so that it is the same on the canvas and as Nodes 2.0; colours lean towards the theme's text, so that
+// they stand out on dark and on light.
 import { details, look, summary } from "./run.js";
 import { say } from "./words.js";
 
 const MOST_CELLS = 168; // beyond it, a cell stands for several evaluations
 const DENSE = 64; // from so many cells on they touch each other
 const STYLE = `
-.spectralcache-strip { box-sizing: border-box; width: 100%; padding: 4px 10px; color: var(--input-text, #ddd);
+.spectralcache-strip { --computed: color-mix(in srgb, #3d94d6 66%, var(--input-text, #ddd));
+  --partial: color-mix(in srgb, #c65f9c 66%, var(--input-text, #ddd)); box-sizing: border-box; width: 100%; padding: 4px 10px; color: var(--input-text, #ddd);
   font: 12px/16px Inter, system-ui, sans-serif; user-select: none; overflow: hidden; }
 .spectralcache-cells { display: flex; align-items: flex-end; gap: 2px; height: 24px; padding: 3px; border-radius: 4px;
   background: var(--comfy-input-bg, #2228); outline-offset: 1px; }
@@ -15,15 +17,15 @@ const STYLE = `
 .spectralcache-cell { box-sizing: border-box; flex: 1 1 0; min-width: 0; max-width: 40px; height: 3px; opacity: .45;
   background: var(--descrip-text, #888); }
 .spectralcache-cell[data-look] { opacity: 1; }
-.spectralcache-cell[data-look="computed"], .spectralcache-cell[data-look="forced"] { height: 100%; background: #3d94d6; }
+.spectralcache-cell[data-look="computed"], .spectralcache-cell[data-look="forced"] { height: 100%; background: var(--computed); }
 .spectralcache-cell[data-look="forced"] { border-top: 5px solid var(--input-text, #ddd); }
 .spectralcache-cell[data-look="skipped"] { height: 9px; background: none; border: 1.5px solid var(--descrip-text, #999); }
 .spectralcache-cell[data-look="partial"] { height: 100%;
-  background: repeating-linear-gradient(0deg, #c65f9c 0 3px, transparent 3px 5px); }
+  background: repeating-linear-gradient(0deg, var(--partial) 0 3px, transparent 3px 5px); }
 .spectralcache-cells.dense .spectralcache-cell[data-look="skipped"] { border-width: 1.5px 0; }
 .spectralcache-cell.pointed { box-shadow: 0 0 0 1.5px var(--input-text, #ddd); z-index: 1; }
 .spectralcache-line { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; height: 16px; margin-top: 4px; }
-.spectralcache-line.next { margin-top: 0; color: var(--descrip-text, #999); }
+.spectralcache-line.next { margin-top: 0; opacity: .8; }
 .spectralcache-fold { display: block; height: 20px; margin: 2px 0 0; padding: 0; border: 0; background: none; color: inherit;
   font: inherit; opacity: .75; cursor: pointer; }
 .spectralcache-fold:hover, .spectralcache-fold:focus-visible { opacity: 1; text-decoration: underline; }

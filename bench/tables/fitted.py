@@ -19,11 +19,11 @@ from bench.lab.profiled import Profiled
 from bench.lab.reading import Row, cells, curve, families, over
 from bench.lab.table import document, fixed, markdown, number
 
-STEPS, PAIRS = 28, 6
-GUIDANCE = (1.0, 3.0)
-THRESHOLDS = (0.2, 0.35, 0.5, 0.7, 1.0, 1.4)
-PLACES = (8, 10, 12, 14, 16, 20)
-COUNTS = (6, 8, 10, 12, 14, 16, 20, 24)
+STEPS, PAIRS = 28, 3
+GUIDANCE = (1.0,)
+THRESHOLDS = (0.3, 0.5, 0.8, 1.2)
+PLACES = (8, 10, 12, 14, 16)
+COUNTS = (8, 10, 12, 14, 16)
 PUBLISHED, FITTED = "FLUX.1's", "fitted"
 METHODS = {"TeaCache": ("teacache", {}), "SpectralCache": ("spectralcache", {"max_consecutive": 3, **NO_FDC})}
 
@@ -42,7 +42,7 @@ def arms(cfg: float, thresholds: Sequence[float] = THRESHOLDS) -> list[Arm]:
 
 def grid(pairs: int | None, quick: bool = False) -> list[Group]:
     if quick:
-        return [group(STEPS, 1.0, pairs or 1, [fewer(COUNTS[2]), fewer(COUNTS[4]), *arms(1.0, (0.5,))[len(COUNTS) :]])]
+        return [group(STEPS, 1.0, pairs or 1, [fewer(COUNTS[1]), fewer(COUNTS[3]), *arms(1.0, (0.5,))[len(COUNTS) :]])]
     return [group(STEPS, cfg, pairs or PAIRS, arms(cfg)) for cfg in GUIDANCE]
 
 

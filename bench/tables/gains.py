@@ -32,9 +32,12 @@ KINDS: tuple[Literal["noise", "channels"], ...] = ("noise", "channels")
 HEADINGS = {"": "as it is", "noise": "gain of the noise", "channels": "gain of each channel"}
 
 
-def arms(cfg: float) -> list[Arm]:
+QUICK_STEPS, QUICK = 8, METHODS[4:5]
+
+
+def arms(cfg: float, quick: bool = False) -> list[Arm]:
     found: list[Arm] = []
-    for name, method, params in METHODS:
+    for name, method, params in QUICK if quick else METHODS:
         found.append(Cached(name, name, method=method, params=params))
         found += [
             Gained(name, f"{name}, {kind}", method=method, params=params, gain=kind, cfg=cfg) for kind in KINDS
@@ -42,8 +45,9 @@ def arms(cfg: float) -> list[Arm]:
     return found
 
 
-def grid(pairs: int | None) -> list[Group]:
-    return [group(STEPS, cfg, pairs or PAIRS, arms(cfg)) for cfg in GUIDANCE]
+def grid(pairs: int | None, quick: bool = False) -> list[Group]:
+    steps, count = (QUICK_STEPS, 1) if quick else (STEPS, PAIRS)
+    return [group(steps, cfg, pairs or count, arms(cfg, quick)) for cfg in GUIDANCE]
 
 
 def report(rows: Sequence[Row], about: str) -> str:
@@ -51,7 +55,7 @@ def report(rows: Sequence[Row], about: str) -> str:
     parts = []
     for cfg in GUIDANCE:
         body = []
-        for name, _, _ in METHODS:
+        for name in dict.fromkeys(row["family"] for row in rows):
             mine = [row for row in rows if row["family"] == name and float(row["cfg"]) == cfg]
             kinds = {row["name"].removeprefix(name).removeprefix(", "): row for row in mine}
             plain = kinds[""]
@@ -61,16 +65,18 @@ def report(rows: Sequence[Row], about: str) -> str:
     return document(
         "# Gains",
         f"What a cache does to a run, learned from {LEARNED_FROM} other prompts and taken back, on the small FLUX: "
-        f"{STEPS} steps, Euler, {rows[0]['pairs']} prompt and seed pairs. PSNR to the full run, mean over pairs; the "
-        "work is the same in each row but for methods that look at the picture.",
+        f"{rows[0]['steps']} steps, Euler, {rows[0]['pairs']} prompt and seed pairs. PSNR to the full run, mean over "
+        "pairs; the work is the same in each row but for methods that look at the picture.",
         *parts,
         about,
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_quick(parser)
     fill.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    return fill.carry_out(options, "gains", grid(options.pairs), report)
+    groups = grid(options.pairs, options.quick)
+    return fill.carry_out(options, "gains", groups, report, fill.quick_folder(options))

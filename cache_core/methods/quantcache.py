@@ -38,7 +38,7 @@ PARAMETERS = (
 
 
 @published(
-    "QuantCache (without its quantisation)", PARAMETERS, aliases=("quant cache", "hierarchical latent caching", "hlc"),
+    "QuantCache", PARAMETERS, aliases=("quant cache", "hierarchical latent caching", "hlc"),
     orders=(Order("calm", "moving", "a calm block rests longer than a moving one"), ORDERS[1]),
     never={"most": 1}, refusing={"calm": 0.0, "moving": 0.0}, skipping={"calm": 1000.0, "moving": 1000.0},
     advice="Where some blocks change much less than others: each has an interval of its own.",

@@ -165,16 +165,6 @@ def test_the_error_of_a_run_is_told_on_its_own_levels() -> None:
     assert methods()["auto"](None, computed=8).expected is None
 
 
-def test_places_are_searched_downhill() -> None:
-    found = Expectation(amplified(course().gram, torch.linspace(4.0, 1.0, T)))
-    for count in (6, 9, 12):
-        stated, better = tuple(places(T, count)), found.searched(count)
-        assert len(set(better)) == count and better[0] == 0 and better[-1] == T - 1 and list(better) == sorted(better)
-        assert found.error(better) <= found.error(stated)
-    assert found.error(found.searched(6)) < found.error(tuple(places(T, 6)))
-    assert Expectation(profile(course().gram)).searched(6) == tuple(places(T, 6))
-
-
 @pytest.mark.parametrize(("params", "counts"), [({"computed": 8}, True), ({"computed": 7}, False),
                                                 ({"quality": "Custom", "speedup": 2.0}, True)])  # fmt: skip
 def test_over_wide_gaps_the_back_test_counts(params: dict[str, Any], counts: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from cache_core import methods
 from cache_core.coefficients import IDENTITY, TEACACHE, rescale, rescaled
-from cache_core.fits import allowance, computed, on, polynomial_of, surface_of, terms
+from cache_core.fits import allowance, computed, explained_by, on, polynomial_of, surface_of, terms
 from cache_core.generators import steady
 from cache_core.guidance import codebook
 from cache_core.magnitudes import of_profile
@@ -54,6 +55,14 @@ def test_noise_lowers_what_is_explained() -> None:
     change = profile().tables["trunk.change"]
     noise = torch.randn(change.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert 0.1 < polynomial_of(profile(**{"trunk.change": change + 0.3 * noise})).explained < 0.9
+
+
+def test_a_published_polynomial_explains_no_more_than_the_fit() -> None:
+    found = profile()
+    own = polynomial_of(found).calibration
+    assert explained_by(found, own) == pytest.approx(1.0)
+    assert explained_by(found, replace(own, polynomial=tuple(3 * c for c in own.polynomial))) == pytest.approx(1.0)
+    assert 0 < explained_by(found, TEACACHE["flux"]) < 0.9999
 
 
 def test_beyond_what_was_seen_it_grows_in_proportion() -> None:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.tables import cost
+from bench.tables import gains as gains_table
 from cache_core import methods
 from cache_core.gains import LEAST, MOST, Gains, channel_gains, corrected, noise_gains
 from cache_core.outputs import ChannelGain, NoiseGain
 from cache_core.session import flow_noise
-from cache_core.types import CacheError, Schedule
+from cache_core.types import ATTENTION, MLP, CacheError, Schedule
 
 LEVELS = (0.9, 0.6, 0.3)
 SCHEDULE = Schedule((*LEVELS, 0.0), flow_noise)
@@ -81,3 +83,28 @@ def test_any_method_takes_a_gain(name: str) -> None:
     assert corrected(method, gains, "noise").rules == method.rules
     with pytest.raises(CacheError, match="switch that off"):
         corrected(methods()["feb_cache"](scaling="paper"), gains, "noise")
+
+
+def test_the_report_of_gains_has_each_method_with_both() -> None:
+    kinds = {"": "30.0", ", noise": "31.0", ", channels": "29.0"}
+    rows = [
+        {"family": "A", "name": f"A{kind}", "cfg": cfg, "steps": "28", "pairs": "6", "computed": "10", "psnr": psnr}
+        for cfg in ("1.0", "3.0")
+        for kind, psnr in kinds.items()
+    ]
+    assert gains_table.report(rows, "about").count("| A | 10.0 | 30.0 | 31.0 | 29.0 |") == 2
+
+
+def test_half_steps_lie_between_full_ones() -> None:
+    """Two rounds of attention, MLP, both, with a full step before and behind each."""
+    assert cost.steps_of(ATTENTION, 2) == {2, 6, 8, 12} and cost.steps_of(MLP, 2) == {4, 6, 10, 12}
+    seconds = [1.0] * 14
+    for step, share in ((2, 0.4), (4, 0.6), (6, 0.1), (8, 0.5), (10, 0.7), (12, 0.2)):
+        seconds[step] = share
+    assert cost.shares(seconds, 2) == {
+        "attention reused": [0.4, 0.5],
+        "the MLP reused": [0.6, 0.7],
+        "both reused": [0.1, 0.2],
+    }
+    drift = [1 + 0.01 * step for step in range(14)]  # a machine that gets slower
+    assert all(share == pytest.approx(1) for found in cost.shares(drift, 2).values() for share in found)

@@ -314,3 +314,29 @@ def test_exact_samples_several_pairs_at_once_as_one_by_one(folder: Path) -> None
     line = [sys.executable, "-c", TOGETHER]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
     assert done.returncode == 0 and "together" in done.stdout, done.stderr[-3000:]
+
+
+def test_cost_counts_what_half_a_step_multiplies(folder: Path) -> None:
+    """Only the counts are judged: seconds of so small a model say nothing."""
+    bench(folder, "cost", "--hidden", "256", "--side", "16", "--rounds", "1")
+    rows = {row["state"]: row for row in table(folder / "cost.csv")}
+    work, flops = ({name: float(row[what]) for name, row in rows.items()} for what in ("work", "flops"))
+    assert work["both reused"] == 0 and work["attention reused"] + work["the MLP reused"] == pytest.approx(1)
+    rest = flops["both reused"]  # what is neither attention nor MLP
+    for name in ("attention reused", "the MLP reused"):
+        assert flops[name] == pytest.approx(rest + (1 - rest) * work[name], abs=0.05)
+    assert 1 < float(rows["both reused"]["kept"]) < 1.1  # FLUX's joint layers are taken apart once more
+    assert all(float(row["seconds"]) > 0 for row in rows.values())
+    assert "within 10%" in (folder / "cost.md").read_text("utf-8")
+
+
+def test_gains_are_learned_from_other_pairs(folder: Path) -> None:
+    """One method of the table, at so few steps that nothing is worth reading."""
+    bench(folder, "gains", "--quick", "--side", "12", "--pairs", "1")
+    rows = table(folder / "gains.csv")
+    for cfg in (1, 3):
+        plain, noise, channels = (row for row in rows if float(row["cfg"]) == cfg)
+        assert [row["name"].rpartition(", ")[2] for row in (noise, channels)] == ["noise", "channels"]
+        assert plain["computed"] == noise["computed"] == channels["computed"]  # a fixed schedule
+        assert len({plain["psnr"], noise["psnr"], channels["psnr"]}) == 3
+    assert "gain of each channel" in (folder / "gains.md").read_text("utf-8")

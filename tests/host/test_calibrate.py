@@ -317,6 +317,21 @@ def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
         calibrate(host, node, other, record="modules")
 
 
+def test_auto_learns_of_a_model_that_is_not_described(host: Any, node: Any) -> None:
+    model, width, shape = host.tiny.load("sd15")
+    words = [[torch.randn(1, 6, width, generator=torch.Generator().manual_seed(seed)), {}] for seed in (1, 2)]
+    sides = [[word] for word in words]
+    latent = {"samples": torch.zeros(shape)}
+    profile = node.execute(model, *sides, latent, 0, 8, 3.0, "euler", "normal", 1, 1).args[0]
+    assert profile.groups == ("branch", "course") and profile.about["family"] == "UNetModel"
+    auto = host.core.methods()["auto"]
+    cached = host.host.apply(model, auto, profile, {"quality": "Custom", "computed": 5}, None)
+    empty = torch.zeros(shape)
+    noise = host.comfy.sample.prepare_noise(empty, 3)
+    out = host.comfy.sample.sample(cached, noise, 8, 3.0, "euler", "normal", *sides, empty, seed=3)
+    assert torch.isfinite(out).all() and 0 < host.trace()["expected_error"] < 2 and host.trace()["skipped"] == 3
+
+
 # through the server ---------------------------------------------------------------------------------------------------
 
 

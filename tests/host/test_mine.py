@@ -112,7 +112,7 @@ def test_a_users_own_files_are_measured_and_resumed(
     assert all(row["exact"] and float(row["seconds"]) > 0 for row in found.values()) and len(found) > 20
     page = (out / "mine.md").read_text("utf-8")
     assert "| Auto 2x | 3.0 |" in page and "clip_l.safetensors" in page and "a photo of rocket" in page
-    assert "6 steps, CFG 3, 96 x 96, shift 1.5" in page and "ComfyUI" in page
+    assert "6 steps, CFG 3, 96 x 96, shift 1.5" in page and "ComfyUI" in page and "| pack | code " in page
     assert Image.open(out / "sheet.jpg").width > 1000
     first = capsys.readouterr().err
     assert "about" in first and "Auto 2x: 3 of 6 computed" in first

@@ -30,6 +30,8 @@ PROMPTS = (
     'A wooden sign that reads "Harbour 1 mile" beside a gravel road, green hills behind it',
 )
 FIRST_SEED = 1000
+METHODS = ("auto", "spectralcache", "freqca")
+"""Of ours, whose code the figures rest on."""
 PAIRS, EXACT = 4, 50
 PROBE = 4
 """Evaluations that are timed before anything else, behind a first run that loads the model."""
@@ -116,6 +118,7 @@ def measure(options: argparse.Namespace) -> int:
 
     from bench.lab import Lab
     from bench.lab.grid import Group
+    from bench.lab.store import code_version
     from bench.tables.mine import grid
     from bench.tables.mine.making import Keeper, duration, make
     from bench.tables.mine.pages import PAGE, SHEET, write
@@ -146,7 +149,8 @@ def measure(options: argparse.Namespace) -> int:
         return 1
     group = Group(family.steps, family.cfg, tuple(pairs), tuple(every))
     about = {"model": f"{family.name}, {', '.join(file.name for file in own_files(files))}",
-             "settings": describe(family), **lab.about(), "command": f"`{command_line()}`"}  # fmt: skip
+             "settings": describe(family), **lab.about(), "pack": f"code {code_version(METHODS)[:8]}",
+             "command": f"`{command_line()}`"}  # fmt: skip
 
     made = make(runner, group, second, say, lambda made: write(out, runner, group, made, about))
     if not made.finished:
