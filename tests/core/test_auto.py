@@ -485,6 +485,32 @@ def test_after_a_surprise_the_next_computed_step_comes_sooner() -> None:
     assert min(sooner) >= 0 < sum(sooner)
 
 
+def pays(sigmas: tuple[float, ...], now: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a computed step pays for the one before it, what is missing there, and what is left (in told features)."""
+    steps = [Schedule(sigmas, flow_noise).at(sigma) for sigma in sigmas[:-1]]
+    missing, here = noise(7), steps[now]
+    owed = missing * steps[now - 1].width / here.width
+    paid, debt = Repay().bounded(owed, None, Feature(here, noise(8)), (steps[now - 1],), here)
+    assert paid is not None
+    left = torch.zeros_like(paid) if debt is None else debt.amount
+    assert torch.allclose(paid * here.width + left, owed * here.width, atol=1e-4)
+    return paid, missing, left
+
+
+def test_a_narrow_step_is_told_next_to_nothing_else_than_it_computed() -> None:
+    """A solver of two steps divides by its width: what it pays must vanish faster than that."""
+    for width in (1e-2, 1e-3, 1e-4):
+        paid, missing, _ = pays((1.0, 0.7, 0.5, 0.5 - width, 0.4, 0.0), now=2)
+        assert float(paid.norm() / missing.norm()) < 25 * width
+
+
+def test_less_is_paid_behind_a_narrow_step() -> None:
+    whole, missing, left = pays((1.0, 0.9, 0.8, 0.7, 0.6, 0.0), now=3)
+    assert torch.allclose(whole, missing, atol=1e-5) and not left.any()
+    behind, missing, left = pays((1.0, 0.9, 0.8, 0.799, 0.7, 0.0), now=3)
+    assert float(behind.norm() / missing.norm()) < 3e-4 and left.any()  # of 1e-2 that is owed
+
+
 # rows, estimates, tolerance -------------------------------------------------------------------------------------------
 
 
