@@ -1,10 +1,10 @@
 """Site trunk: the blocks of a described model, or those between a head and a tail that always run.
 
-First block: look. First block behind the head: decide; on a skip make the target, else remember what
-entered. Blocks between: pass through on a skip, so that nothing of them runs. Last block before the tail: return the
-target, or take the feature. The target is returned at the *last* block because the host adds ControlNet outputs after
-every block, and those are already inside the feature. Where a tail follows, it goes on with text and references too,
-so that all image tokens are stored and the text stream is a unit of its own.
+First block: look. First block behind the head: decide; on a skip make the target, else remember what entered. Blocks
+between: pass through on a skip, so that nothing of them runs. Last block before the tail: return the target, or take
+the feature. The target is returned at the *last* block because the host adds ControlNet outputs after every block, and
+those are already inside the feature. Where a tail follows, it goes on with text and references too, so that all image
+tokens are stored and the text stream is a unit of its own.
 
 What goes wrong in a hook falls back as `hooked` says; only a skip that finds out in mid-trunk leaves the forward.
 """

@@ -343,7 +343,7 @@ def calibrating(graphs: Any, qwen: bool) -> Any:
         graph["model"] = graphs.node("SpectralCacheStandInQwen", family="qwen_image")
     names = ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")
     common = {name: graph["sampler"]["inputs"][name] for name in names}
-    graph["calibrate"] = graphs.node(NODE, model=graphs.link("shift"), samples=2, lags=1, name="round trip", **common)
+    graph["calibrate"] = graphs.node(NODE, model=graphs.link("shift"), samples=2, lags=1, record="whole run", name="round trip", **common)
     graph["words"] = graphs.node("PreviewAny", source=graphs.link("calibrate", 1))
     graph["curves"] = graphs.node("PreviewImage", images=graphs.link("calibrate", 2))
     return graph
