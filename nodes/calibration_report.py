@@ -95,7 +95,7 @@ def _course(profile: Profile) -> Iterator[str]:
     yield f"An error of one step moves the picture's latent by {_places(amplified, 1.0)} times itself"
     with contextlib.suppress(CacheError):
         expectation = Expectation(profile)
-        for share in (0.3, 0.4, 0.5):
+        for share in (0.5, 0.6, 0.7):
             count = max(round(share * profile.total), 2)
             error = expectation.error(places(profile.total, count))
             yield f"SpectralCache Auto by it, {count} computed: error of the latent about {100 * error:.1f} %"

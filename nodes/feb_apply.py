@@ -16,6 +16,7 @@ class SpectralCacheFEBApply(ApplyNode):
     )
     ALIASES = (*ALIASES, "feb cache", "febcache", "attention", "mlp", "half step")
     MODELS = (
-        "FLUX.1, Qwen-Image and Wan, whose blocks are described; others are computed in full, and Cache Stats says so."
+        "FLUX, Chroma, Qwen-Image, Wan and HunyuanVideo, whose blocks are described; others are computed in full, and "
+        "Cache Stats says so."
     )
     validate_inputs = compared(NAME, methods()[METHOD])

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ import torch
 
 from ..cache_core import Method, RunBook, Session, architecture_of, summary
 from ..cache_core.parameters import Published
-from ..cache_core.session import THROWN_AWAY, flow_noise, plain_noise
+from ..cache_core.session import flow_noise, plain_noise
 from ..cache_core.trace import Recorder, State
 from ..cache_core.track import LaneKey, Observe, Track
 from ..cache_core.types import ATTENTION, MODEL, Place, Schedule
@@ -55,51 +53,15 @@ from .conditioning import (
 )
 from .learned import Learned, built
 from .live import Live, page
+from .obstacles import AUTO_REGRESSIVE, obstacles, remarks, too_few
 from .pieces import Piece
+from .samplers import corrects, fresh_noise, is_stochastic, kind_of
 from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
 KEY, CALIBRATION = "spectralcache", "spectralcache calibration"
 
 RUNS = RunBook()
-
-MIN_STEPS, FEW_STEPS = 5, 9
-FREE_RUNNING_SAMPLERS = ("dpm_fast", "dpm_adaptive")
-STOCHASTIC_MARKS = ("ancestral", "sde", "lcm", "ddpm", "seeds_", "sa_solver")
-OTHER_CACHES = (
-    "easycache",
-    "lazycache",
-    "teacache",
-    "magcache",
-    "fbcache",
-    "first_block",
-    "wavespeed",
-    "cache_dit",
-    "cachedit",
-    "taylorseer",
-    "seacache",
-    "meancache",
-    "deepcache",
-    "flowcache",
-)
-"""Names of other caches, wherever they occur in a mark."""
-OTHER_CACHES_AS_WORDS = (
-    "spectrum",
-    "wan_cache",
-    "ltx2_cache",
-    "hicache",
-    "fsampler",
-    "sada",
-    "dicache",
-    "toca",
-    "duca",
-    "foca",
-    "dbcache",
-    "speca",
-)
-"""Those that are part of other words too: they count only between separators."""
-FORWARDS = ("forward", "_forward", "forward_orig")
-"""Functions of a model that caches replace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +343,7 @@ def _start(
     levels = sigmas.tolist()  # copied once: uni_pc writes into the tensor
     method, model, learned = attachment.method, guider.model_patcher.model, attachment.learned
     sides = tuple(getattr(given.noise, "shape", ()))[2:]
-    refusal = learned.refusal(*_kind(sampler), getattr(guider, "cfg", None), _stochastic, sides) if learned else ""
+    refusal = learned.refusal(*kind_of(sampler), getattr(guider, "cfg", None), is_stochastic, sides) if learned else ""
     if learned is not None and refusal:
         method = learned.plain or method
     bare = _bare(model.diffusion_model)
@@ -395,14 +357,14 @@ def _start(
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
     seen = given.denoise_mask is None
     piece = Piece(_executing(), attachment, guider)
-    session = piece.follow(levels, given, recorder, _corrects(sampler)) or Session(
-        method, schedule, recorder, keep, _corrects(sampler), attachment.observe, has_float64, measures=seen
+    session = piece.follow(levels, given, recorder, corrects(sampler)) or Session(
+        method, schedule, recorder, keep, corrects(sampler), attachment.observe, has_float64, measures=seen
     )
     branches = _branches(session, guider, levels, model_options)
     run = Run(session, Live(recorder, page(attachment.node_id)), branches, _one_graph(model_options), piece)
     run.windows = moving_windows(model_options.get("context_handler"))
     run.guidance = len(model_options.get("sampler_post_cfg_function", ()))
-    run.sampler, run.noisy = _kind(sampler)
+    run.sampler, run.noisy = kind_of(sampler)
     _guided(run, guider, levels, model_options)
     run.tiled = "model_function_wrapper" in model_options
     if run.tiled and run.sites_in_calls and session.parts is None:
@@ -417,9 +379,9 @@ def _start(
             warn(session, f"{refusal}; {method.name} cannot do without, so the run goes on uncached")
         elif recorder.note(refusal) and recorder.unheard(refusal):
             LOG.warning("SpectralCache: %s.", refusal)
-    for obstacle in _obstacles(sampler, levels, model_options, bare):
+    for obstacle in obstacles(sampler, levels, model_options, bare, KEY):
         warn(session, obstacle)
-    if session.active and not piece.goes_on and (few := _too_few(len(levels) - 1)):
+    if session.active and not piece.goes_on and (few := too_few(len(levels) - 1)):
         if levels[-1] > 0 and piece.place is not None:  # the next run of this node may go on with it
             session.too_short = True
             recorder.note(few)
@@ -431,7 +393,7 @@ def _start(
     if session.active and not kinds:
         warn(session, f"{method.name} has no place to skip at in {name}")
     if session.active:
-        for remark in _remarks(session.schedule.sigmas):
+        for remark in remarks(session.schedule.sigmas):
             recorder.note(remark)
         if method.remark is not None and (said := method.remark(session.schedule)):
             recorder.note(said)
@@ -551,130 +513,6 @@ def _place() -> dict[str, Any]:
 def item() -> int:
     """Which item of a list the executor runs the present node for."""
     return int(_place()["item"])
-
-
-def _obstacles(sampler: Any, sigmas: Sequence[float], model_options: Mapping[str, Any], bare: Any) -> Iterator[str]:
-    """Why this run is sampled uncached, a sentence each."""
-    names = _sampler_names(sampler)
-    if any(mark in name for name in names for mark in FREE_RUNNING_SAMPLERS):
-        yield "dpm_fast and dpm_adaptive choose their own noise levels, so steps cannot be told apart: use another"
-    if LATENT_MADE_ANEW in names:
-        yield THROWN_AWAY
-    if AUTO_REGRESSIVE_SAMPLER in names:
-        yield AUTO_REGRESSIVE
-    if any(after > before for before, after in itertools.pairwise(sigmas)):
-        yield "the sigmas do not fall from step to step; use a falling schedule to skip"
-    if "multigpu_clones" in model_options:
-        yield "multi-GPU runs are computed in full"
-    others = _other_caches(model_options, bare)
-    if others:
-        yield f"another cache is on this model ({', '.join(others)}); remove one of the two"
-
-
-def _too_few(steps: int) -> str:
-    """Why a run of so many steps is computed in full, or an empty string."""
-    leave = "1 step leaves" if steps == 1 else f"{steps} steps leave"
-    return f"{leave} nothing safe to skip; caching starts at {MIN_STEPS} steps" if steps < MIN_STEPS else ""
-
-
-def _remarks(sigmas: Sequence[float]) -> Iterator[str]:
-    """What a user should know of a run that is cached."""
-    if MIN_STEPS <= len(sigmas) - 1 < FEW_STEPS:
-        yield f"only {len(sigmas) - 1} steps: few can be skipped, and each one shows"
-
-
-def fresh_noise(name: str) -> str:
-    return f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
-
-
-def _noisy_name(sampler: Any) -> str:
-    """The sampler, or one inside it, that adds noise of its own as far as names and options tell; or nothing."""
-    names = _sampler_names(sampler)
-    churned = names[0] if _churns(sampler) else ""
-    return next((name for name in names if _stochastic(name)), churned)
-
-
-def _kind(sampler: Any) -> tuple[str, bool]:
-    """The sampler's name, and whether it is said to add noise of its own."""
-    noisy = _noisy_name(sampler)
-    return noisy or _sampler_names(sampler)[0], bool(noisy)
-
-
-def _churns(thing: Any, depth: int = 0) -> bool:
-    """Whether noise is added before steps (s_churn), here or in a sampler inside."""
-    options = getattr(thing, "extra_options", None) or {}
-    inner = depth < DEEPEST and any(_churns(value, depth + 1) for value in options.values())
-    return bool(options.get("s_churn", 0)) or inner
-
-
-def _stochastic(name: str) -> bool:
-    return any(mark in name for mark in STOCHASTIC_MARKS)
-
-
-def _corrects(sampler: Any) -> bool:
-    """Whether the sampler moves as it is told, as far as names and options tell: until its moves have been seen, and
-    where they cannot be.
-    """
-    return not _noisy_name(sampler)
-
-
-def _sampler_names(sampler: Any) -> list[str]:
-    """The sampler's name, and those of samplers that it wraps (Detail Daemon and others hold them in their options)."""
-    found: list[str] = []
-    inside = [(sampler, 0)]
-    while inside:
-        thing, depth = inside.pop(0)
-        function = getattr(thing, "sampler_function", thing if callable(thing) else None)
-        while isinstance(function, partial):
-            function = function.func
-        name = str(getattr(function, "__name__", ""))
-        if not found:
-            found.append((name or type(sampler).__name__).removeprefix("sample_"))
-        elif hasattr(thing, "sampler_function") or name.startswith("sample_"):
-            found.append(name.removeprefix("sample_"))
-        if depth < DEEPEST:
-            options = thing if isinstance(thing, dict) else getattr(thing, "extra_options", None)
-            values = thing if isinstance(thing, (list, tuple)) else (options or {}).values()
-            inside += [(value, depth + 1) for value in values]
-    return found
-
-
-DEEPEST = 4
-"""How far samplers within samplers are looked for."""
-
-
-def _other_caches(model_options: Mapping[str, Any], bare: Any) -> list[str]:
-    """Names of other caching packs that have left a mark on the model: a key, a function's module."""
-    options = model_options.get("transformer_options", {})
-    marks = [str(key) for key in options if key != KEY]
-    for kind in ("wrappers", "callbacks"):
-        for by_key in options.get(kind, {}).values():
-            for key, functions in by_key.items():
-                marks += [str(key), *(_module(function) for function in functions)] if key != KEY else []
-    marks += [_module(value) for value in model_options.values()]
-    marks += [_module(function) for function in _replaced(bare)]
-    known = [cache for cache in OTHER_CACHES if any(cache in mark.lower() for mark in marks)]
-    words = ["_" + re.sub(r"[^a-z0-9]+", "_", mark.lower()) + "_" for mark in marks]
-    return sorted({*known, *(cache for cache in OTHER_CACHES_AS_WORDS if any(f"_{cache}_" in word for word in words))})
-
-
-def _module(function: Any) -> str:
-    """Where a function, a method or a callable object is from."""
-    while isinstance(function, partial):
-        function = function.func
-    function = getattr(function, "__func__", function)
-    return str(getattr(function, "__module__", None) or type(function).__module__) if callable(function) else ""
-
-
-def _replaced(model: Any) -> Iterator[Any]:
-    """The forwards of a model and its parts where somebody has put one of their own, on the object or on its class."""
-    yield from (found for name in FORWARDS if callable(found := getattr(type(model), name, None)))
-    for part in model.modules() if isinstance(model, torch.nn.Module) else ():
-        yield from (vars(part)[name] for name in FORWARDS if name in vars(part))
-
-
-LATENT_MADE_ANEW, AUTO_REGRESSIVE_SAMPLER = "lcm", "ar_video"
-AUTO_REGRESSIVE = "auto-regressive video keeps a memory of its own, which every step has to write, so all are computed"
 
 
 # one evaluation, one model call ---------------------------------------------------------------------------------------

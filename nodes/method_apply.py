@@ -45,7 +45,8 @@ class SpectralCacheMethodApply(io.ComfyNode):
             search_aliases=_aliases(),
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up: any diffusion model; some methods need blocks "
-                               "that are described (FLUX.1, Qwen-Image, Wan) and say so in Cache Stats."),
+                               "that are described (FLUX, Chroma, Qwen-Image, Wan, HunyuanVideo) and say so in Cache "
+                               "Stats."),
                 *(_dynamic() if DYNAMIC else _plain()),
                 io.Custom(PROFILE).Input("profile", optional=True, tooltip=_profile_tooltip()),
             ],

@@ -14,7 +14,7 @@ from typing import Any
 from ..cache_core.gates import Budget
 from ..cache_core.methods.auto import auto
 from ..cache_core.types import CacheError
-from .host import MIN_STEPS
+from .obstacles import MIN_STEPS
 
 ADDRESS = "/spectralcache/plan"
 MOST_STEPS = 100_000

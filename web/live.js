@@ -62,10 +62,11 @@ function fold(node, strip) {
   if (!choice && !advanced().length) return;
   const size = node.computeSize;
   node.computeSize = function (...args) {
-    const folded = !node.showAdvanced && !LiteGraph.vueNodesMode; // Nodes 2.0 fold by themselves
-    for (const widget of advanced()) widget.hidden = folded;
+    for (const widget of advanced()) widget.hidden = !node.showAdvanced;
     strip.named?.();
-    return size.apply(this, args);
+    const least = size.apply(this, args);
+    if (LiteGraph.vueNodesMode) for (const widget of advanced()) widget.hidden = false; // Nodes 2.0 fold by themselves
+    return least;
   };
   const show = (height = node.size[1]) => {
     node.setSize([node.size[0], Math.max(node.computeSize()[1], height)]);

@@ -19,7 +19,7 @@ from bench.lab.profiled import Profiled
 from bench.lab.reading import Row, cells, curve, families, over
 from bench.lab.table import document, fixed, markdown, number
 
-STEPS, PAIRS = 28, 3
+STEPS, PAIRS = 28, 6
 GUIDANCE = (1.0,)
 THRESHOLDS = (0.3, 0.5, 0.8, 1.2)
 PLACES = (8, 10, 12, 14, 16)

@@ -50,7 +50,8 @@ The strip on the node has one cell for each time the model is asked: tall and bl
 - Otherwise take **SpectralCache Auto**: one dial, and it tells how far it can be trusted. The methods with nodes of
   their own are here too.
 
-A method that needs blocks works on FLUX.1, Qwen-Image and Wan; on others it skips nothing, and Cache Stats says so.
+A method that needs blocks works on FLUX, Chroma, Qwen-Image, Wan and HunyuanVideo; on others it skips nothing, and
+Cache Stats says so.
 
 ## Inputs
 
@@ -131,7 +132,8 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     elif "unet" in kinds:
         needs = "a U-Net (SD1.5, SDXL)"
     else:
-        needs = "blocks (FLUX.1, Qwen-Image, Wan)" if kinds <= {"trunk", "attention", "mlp", "blocks"} else "any model"
+        inside = kinds <= {"trunk", "attention", "mlp", "blocks"}
+        needs = "blocks (FLUX, Chroma, Qwen-Image, Wan, HunyuanVideo)" if inside else "any model"
     kind = rules[0].places[0].kind
     alone = kind == "blocks" and rules[0].feature != "affine"
     size = "features of every block" if alone else SIZES.get(kind, "model outputs")

@@ -27,7 +27,8 @@ def table(rows: Sequence[Row]) -> str:
     """One guidance: in each column the plain combination that is best there, the usual ones, Auto."""
     columns = list(dict.fromkeys(row["budget"] for row in rows))
     body = [[BEST, *(_best(rows, column) for column in columns)]]
-    for name in dict.fromkeys(row["name"] for row in rows if row["kind"] == AUTO or row["name"].endswith("+ simple")):
+    usual = {f"{row['sampler']} + simple" for row in rows if row["kind"] == AUTO}
+    for name in dict.fromkeys(row["name"] for row in rows if row["kind"] == AUTO or row["name"] in usual):
         own = {row["budget"]: fixed(number(row["psnr"]), 1) for row in rows if row["name"] == name}
         body.append([name, *(own.get(column, "") for column in columns)])
     return markdown([f"CFG {number(rows[0]['cfg']):g}, computed:", *columns], body)
@@ -45,7 +46,7 @@ def section(csv: Path) -> str:
     rows = [row for row in read_csv(csv) if row["stage"] == MAIN]
     if not rows:
         raise ValueError(f"{csv} has no measured rows; make them with python dev.py bench exact")
-    screened = sum(row["stage"] == "screened" and row["kind"] == PLAIN for row in read_csv(csv))
+    screened = len({row["name"] for row in read_csv(csv) if row["stage"] == "screened" and row["kind"] == PLAIN})
     by_cfg = [table([row for row in rows if row["cfg"] == cfg]) for cfg in dict.fromkeys(row["cfg"] for row in rows)]
     words = (
         f"PSNR (dB) to the exact picture by computed evaluations, {rows[0]['pairs']} prompt and seed pairs on the "
@@ -54,7 +55,17 @@ def section(csv: Path) -> str:
         "published ones. All figures, intervals and the other caches: [docs/exact.md](docs/exact.md); every "
         "method against the full run of its own sampler: [docs/quality.md](docs/quality.md)."
     )
-    return "\n\n".join([BEGIN, *by_cfg, words, END])
+    return "\n\n".join([BEGIN, *by_cfg, f"{margins(rows)} {words}", END])
+
+
+def margins(rows: Sequence[Row]) -> str:
+    """The first of Auto's set-ups against the best of each column."""
+    name = next((row["name"] for row in rows if row["kind"] == AUTO), "")
+    parts = []
+    for cfg in dict.fromkeys(row["cfg"] for row in rows):
+        own = [number(row["margin"]) for row in rows if (row["name"], row["cfg"]) == (name, cfg)]
+        parts.append(f"{min(own):+.1f} to {max(own):+.1f} dB at CFG {number(cfg):g}")
+    return f"{name}, against the best of each column: {', '.join(parts)}."
 
 
 def renewed(text: str, table: str) -> str:

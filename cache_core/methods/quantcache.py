@@ -43,9 +43,7 @@ PARAMETERS = (
     never={"most": 1}, refusing={"calm": 0.0, "moving": 0.0}, skipping={"calm": 1000.0, "moving": 1000.0},
     advice="Where some blocks change much less than others: each has an interval of its own.",
 )  # fmt: skip
-def quantcache(
-    calm: float, moving: float, most: int, prune: float, start_percent: float, end_percent: float
-) -> Method:
+def quantcache(calm: float, moving: float, most: int, prune: float, start_percent: float, end_percent: float) -> Method:
     """Both rates, the longest interval, the likeness of a pruned block, and a window of progress."""
     gate: Gate = Never()
     if most > 1:

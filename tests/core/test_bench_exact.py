@@ -11,7 +11,7 @@ from bench.lab.reading import Row
 from bench.lab.table import write_csv
 from bench.tables import readme
 from bench.tables.exact import report
-from bench.tables.exact.grid import EVALUATIONS, OTHERS, RECOMMENDED, SAMPLERS, Auto, Plain, Size, others
+from bench.tables.exact.grid import EVALUATIONS, OTHERS, PLACES, RECOMMENDED, SAMPLERS, Auto, Plain, Size, others
 from cache_core import methods
 
 AUTO = Auto(*RECOMMENDED).name
@@ -24,7 +24,7 @@ def row(name: str, budget: int, psnr: float, margin: float | None = None, **more
         "stage": "main", "cfg": "1.0", "kind": kind, "family": name, "name": name, "budget": str(budget), "pairs": "8",
         "steps": "0", "computed": str(budget), "latent_psnr": str(psnr), "psnr": str(psnr), "feature": "",
         "psnr_worst_tenth": str(psnr - 3), "own_psnr": "", "rival": "ipndm + beta", "margin": told, "margin_low": told,
-        "margin_high": told, **more,
+        "margin_high": told, "schedule": name.partition(" + ")[2] or "simple", "sampler": RECOMMENDED[0], **more,
     }  # fmt: skip
 
 
@@ -54,6 +54,16 @@ def test_the_page_says_what_is_reached_and_where_it_is_behind() -> None:
     assert "behind the best plain combination at 6, 8." in report.report(rows(-1.0), "somewhere")
     assert "| best plain combination | ipndm + beta | ipndm + beta |" in text
     assert "feature distance" not in text  # nothing was looked at
+    unsure = [{**made, "margin_high": "0.5"} if made["margin"] else made for made in rows(-1.0)]
+    assert "at 6 (undecided), 8 (undecided)." in report.report(unsure, "somewhere")
+
+
+def test_a_rival_on_our_own_places_is_told_apart() -> None:
+    """It needs this pack; what ComfyUI alone can do is said beside it."""
+    ours = [row(f"ipndm + {PLACES}", budget, 31.0) for budget in (6, 8)]
+    text = report.report([*rows(2.5), *ours], "somewhere")
+    assert "ComfyUI's own schedules: 6: +2.5 dB (ipndm + beta); 8: +2.5 dB (ipndm + beta)." in text
+    assert "ComfyUI's own schedules" not in report.report(rows(2.5), "somewhere")
 
 
 def test_other_caches_are_read_at_equal_work_only() -> None:
@@ -88,5 +98,6 @@ def test_readme_section_is_renewed_and_checked(tmp_path: Path) -> None:
     assert "| 30.0 (ipndm + beta) | 31.0 (dpmpp_2m + simple) |" in text
     assert f"| {AUTO} | 32.5 | 32.5 |" in text and "| dpmpp_2m + simple |  | 31.0 |" in text
     assert "euler + beta" not in text
+    assert f"{AUTO}, against the best of each column: +2.5 to +2.5 dB at CFG 1." in text
     page.write_text("no markers", "utf-8")
     assert run(check=False) == 1 and page.read_text("utf-8") == "no markers"

@@ -155,20 +155,20 @@ def test_the_expected_error_is_that_of_runs_like_the_recorded_ones() -> None:
 
 def test_the_error_of_a_run_is_told_on_its_own_levels() -> None:
     found = amplified(course().gram, torch.linspace(4.0, 1.0, T))
-    method = methods()["auto"](found, computed=8)
-    computed = places(T, 8)
+    method = methods()["auto"](found, computed=10)
+    computed = places(T, 10)
     assert method.expected is not None
     assert method.expected(SCHEDULE, computed) == Expectation(found).error(computed)
     other = Schedule(tuple(s**2 for s in SCHEDULE.sigmas), flow_noise)
-    unknown = methods()["auto"](profile(course().gram), computed=8).expected
+    unknown = methods()["auto"](profile(course().gram), computed=10).expected
     assert method.expected(other, computed) is None and unknown is not None and unknown(SCHEDULE, computed) is None
     assert methods()["auto"](None, computed=8).expected is None
 
 
-@pytest.mark.parametrize(("params", "counts"), [({"computed": 8}, True), ({"computed": 7}, False),
+@pytest.mark.parametrize(("params", "counts"), [({"computed": 10}, True), ({"computed": 9}, False),
                                                 ({"quality": "Custom", "speedup": 2.0}, True)])  # fmt: skip
 def test_over_wide_gaps_the_back_test_counts(params: dict[str, Any], counts: bool) -> None:
-    """From 0.4 of the profile's 20 steps on, however many steps the run has."""
+    """From half of the profile's 20 steps on, however many steps the run has."""
     method = methods()["auto"](amplified(course().gram, torch.linspace(4.0, 1.0, T)), **params)
     rule, history = method.rules[0], features(3, 6, 10)
     plain: Any = methods()["auto"](None, **params).rules[0]
@@ -176,5 +176,5 @@ def test_over_wide_gaps_the_back_test_counts(params: dict[str, Any], counts: boo
     assert same != counts and method.remark is not None and method.expected is not None
     weights = [r.correction.weights([STEPS[6], STEPS[8], STEPS[12]], STEPS[10]) for r in (rule, plain)]
     assert (weights[0] == weights[1]) != counts
-    assert bool(method.remark(SCHEDULE)) != counts and ("8 computed" in method.remark(SCHEDULE)) != counts
+    assert bool(method.remark(SCHEDULE)) != counts and ("10 computed" in method.remark(SCHEDULE)) != counts
     assert (method.expected(SCHEDULE, places(T, 8)) is None) != counts

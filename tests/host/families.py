@@ -253,6 +253,8 @@ KANDINSKY = {
     "axes_dims": (16, 24, 24),
 }
 POOLED = {"pooled_output": (1, 64)}
+UNPOOLED = {"pooled_output": None}
+"""What encoders without a pooled embedding give, and older hosts look up."""
 WHOLE = torch.ones(1, 8, dtype=torch.int64)
 """The mask of a prompt without padding."""
 
@@ -294,10 +296,12 @@ FAMILIES = {
         (1, 16, 8, 8),
         tensors=POOLED | {"concat_latent_image": (1, 16, 8, 8), "concat_mask": (1, 1, 8, 8)},
     ),
-    "FLUX.2": Family("Flux2", FLUX2, (1, 128, 4, 6)),
-    "LongCat-Image": Family("LongCatImage", FLUX1 | {"vec_in_dim": None, "guidance_embed": False}, (1, 16, 8, 8)),
-    "Chroma": Family("Chroma", CHROMA, (1, 16, 8, 8)),
-    "Chroma Radiance": Family("ChromaRadiance", RADIANCE, (1, 3, 64, 64)),
+    "FLUX.2": Family("Flux2", FLUX2, (1, 128, 4, 6), constants=UNPOOLED),
+    "LongCat-Image": Family(
+        "LongCatImage", FLUX1 | {"vec_in_dim": None, "guidance_embed": False}, (1, 16, 8, 8), constants=UNPOOLED
+    ),
+    "Chroma": Family("Chroma", CHROMA, (1, 16, 8, 8), constants=UNPOOLED),
+    "Chroma Radiance": Family("ChromaRadiance", RADIANCE, (1, 3, 64, 64), constants=UNPOOLED),
     "HunyuanVideo": Family("HunyuanVideo", HUNYUAN_VIDEO, (1, 16, 2, 8, 8), tensors=POOLED),
     "HunyuanVideo image to video (concatenated channels)": Family(
         "HunyuanVideoI2V",

@@ -297,7 +297,7 @@ def test_auto_with_a_profile(host: Any, node: Any) -> None:
     assert longer["expected_error"] is None and longer["profile"] and not longer["notes"]
     assert torch.equal(other, run(None, site="trunk")[0]) and "choose another site" in at_trunk["notes"][0]
     few = run(profile, computed=4)[1]
-    assert few["expected_error"] is None and "from 5 computed steps on" in few["notes"][0]
+    assert few["expected_error"] is None and "from 6 computed steps on" in few["notes"][0]
     narrow = {name: table[4:] if name == "sigmas" else table for name, table in profile.tables.items()}
     narrow |= {"course.gram": profile.tables["course.gram"][4:, 4:], "course.amplified": narrow["sigmas"] * torch.nan}
     beyond, told = run(type(profile)(profile.about, narrow), keep_first=1)
@@ -343,7 +343,8 @@ def calibrating(graphs: Any, qwen: bool) -> Any:
         graph["model"] = graphs.node("SpectralCacheStandInQwen", family="qwen_image")
     names = ("positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler")
     common = {name: graph["sampler"]["inputs"][name] for name in names}
-    graph["calibrate"] = graphs.node(NODE, model=graphs.link("shift"), samples=2, lags=1, name="round trip", **common)
+    options = {"samples": 2, "lags": 1, "record": "whole run", "name": "round trip"}
+    graph["calibrate"] = graphs.node(NODE, model=graphs.link("shift"), **options, **common)
     graph["words"] = graphs.node("PreviewAny", source=graphs.link("calibrate", 1))
     graph["curves"] = graphs.node("PreviewImage", images=graphs.link("calibrate", 2))
     return graph

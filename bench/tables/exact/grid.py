@@ -123,7 +123,7 @@ class Size:
     screen: int = 10
     screen_auto: tuple[int, ...] = (8, 12)
     wide: int = 24
-    best: int = 3
+    best: int = 6
     always: tuple[tuple[str, str], ...] = (("dpmpp_2m", "simple"), ("ipndm", "beta"), ("ipndm", PLACES))
     auto: tuple[tuple[str, int], ...] = (RECOMMENDED, ("dpmpp_2m", 50))
     auto_screened: tuple[tuple[str, int], ...] = tuple((s, n) for s in AUTO_SAMPLERS for n in AUTO_STEPS)

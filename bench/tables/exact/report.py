@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bench.lab.intervals import at
 from bench.lab.reading import Row, families
 from bench.lab.table import document, fixed, markdown, number
-from bench.tables.exact.grid import BUDGETS, RECOMMENDED, Auto
+from bench.tables.exact.grid import BUDGETS, PLACES, RECOMMENDED, Auto
 
 MUST = {1.0: (2.0, 3.5, 5.0, 4.0, 3.0), 3.0: (2.5, 4.0, 8.0, 7.0, 7.0)}
 """Asked of Auto: dB over the best plain combination, at each of `BUDGETS`."""
@@ -63,11 +63,24 @@ def reached(rows: Sequence[Row], cfg: float) -> str:
         if goal is not None:
             parts.append(f"{row['budget']}: {gain:+.1f} dB ({'' if gain >= goal else 'NOT '}the {goal:g} asked)")
         if gain < 0:
-            behind.append(row["budget"])
+            behind.append(row["budget"] + (" (undecided)" if number(row["margin_high"]) > 0 else ""))
     if not own:
         return ""
     lost = f"It is behind the best plain combination at {', '.join(behind)}." if behind else "It is behind nowhere."
-    return f"{own[0]['name']}, over the best plain combination: {'; '.join(parts)}. {lost}"
+    return f"{own[0]['name']}, over the best plain combination: {'; '.join(parts)}. {lost} {without_places(rows, own)}"
+
+
+def without_places(rows: Sequence[Row], own: Sequence[Row]) -> str:
+    """The same against what ComfyUI can do without this pack."""
+    gaps = []
+    for row in own:
+        plain = [each for each in picked(rows, kind="plain", budget=row["budget"]) if each["schedule"] != PLACES]
+        if plain:
+            best = max(plain, key=lambda each: number(each["psnr"]))
+            gaps.append(f"{row['budget']}: {number(row['psnr']) - number(best['psnr']):+.1f} dB ({best['name']})")
+    if len(gaps) < len(own) or all(row["schedule"] != PLACES for row in picked(rows, kind="plain")):
+        return ""
+    return f"Over the best of those on ComfyUI's own schedules: {'; '.join(gaps)}."
 
 
 def screened(rows: Sequence[Row]) -> list[str]:
@@ -150,7 +163,9 @@ def report(rows: Sequence[Row], about: str) -> str:
         "A sampler solves a differential equation; the more evaluations of the model, the closer it comes to the exact "
         "solution. So a cache should be measured against that solution, and against what the best solver makes of as "
         "many evaluations. Plain rows compute every step. Auto's rows sample many steps, of which exactly as many are "
-        "computed as the column says (`computed`); the others cost next to nothing.",
+        "computed as the column says (`computed`); the others cost next to nothing. *Auto's places* are the noise "
+        "levels that Auto's plan computes of 28 steps: a schedule of this pack, on which a plain sampler is a stronger "
+        "rival. What was tried to come closer still, and did not: [tried.md](tried.md).",
         reference(rows),
         "The small FLUX of this repository (13 M parameters, 192 × 192 pixels, shift 1.5). Its figures cannot be "
         "compared with published ones of FLUX.1: a small smooth model is followed far more closely by every method.",
