@@ -12,7 +12,7 @@ from bench.lab.reading import Row, controls, curve, curve_of, families, groups
 from bench.lab.table import number, read_csv
 from bench.lab.verdict import standing
 
-TABLES = ("quality", "unet")
+TABLES = ("quality", "guidance", "unet")
 """Where figures of a method are looked for, in this order."""
 BUDGETS = (2.0, 3.0)
 
