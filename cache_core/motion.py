@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,13 +172,13 @@ class Motion:
         if now > before * HIGHER:
             return
         count = math.isqrt(len(products) // 2)
-        plain, rough = torch.tensor(products, dtype=torch.float64).view(2, count, count)
-        scale = plain.diagonal().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        if not bool(torch.isfinite(scale).all()):
+        plain, rough = np.array(products, dtype=np.float64).reshape(2, count, count)
+        scale = np.sqrt(plain.diagonal()).clip(min=np.finfo(np.float32).tiny)
+        if not np.isfinite(scale).all():
             return
         span = plain[1:, 1:] / (scale[1:, None] * scale[None, 1:])
-        follow = torch.linalg.pinv(span, rtol=RANK, hermitian=True) @ (plain[1:, 0] / scale[1:]) / scale[1:]
-        beside = torch.cat([torch.ones(1, dtype=torch.float64), -follow])
+        follow = np.linalg.pinv(span, rcond=RANK, hermitian=True) @ (plain[1:, 0] / scale[1:]) / scale[1:]
+        beside = np.concatenate([[1.0], -follow])
         left, differences = (float(beside @ each @ beside) for each in (plain, rough))
         noisy = left > NOISE * float(plain[0, 0]) > 0 and differences > WHITE * left
         self.measured = True

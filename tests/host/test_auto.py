@@ -475,10 +475,10 @@ def test_the_contract_of_the_inputs(server: Any) -> None:
     info = server.object_info(NODE)
     inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
     expected = ["model", "speedup", "quality", "tolerance", "keep_first", "keep_last", "bands", "site", "computed"]
-    expected += ["guidance"]
+    expected += ["guidance", "profile"]
     assert list(inputs) == expected and info["output"] == ["MODEL"]
     assert info["display_name"] == "SpectralCache Auto"
-    defaults = {name: spec[1]["default"] for name, spec in inputs.items() if name != "model"}
+    defaults = {name: spec[1]["default"] for name, spec in inputs.items() if name not in ("model", "profile")}
     assert list(defaults.values()) == [2.0, "Balanced", 0.0, 1, 1, 3, "auto", 0, "follow"]
     assert [inputs["speedup"][1][key] for key in ("min", "max", "step")] == [1.0, 20.0, 0.1]
     assert (inputs["bands"][1]["min"], inputs["bands"][1]["max"]) == (1, 4)
@@ -488,7 +488,7 @@ def test_the_contract_of_the_inputs(server: Any) -> None:
         "site": ["auto", "trunk", "model", "guided"],
         "guidance": ["follow", "derive"],
     }
-    assert [name for name, spec in inputs.items() if spec[1].get("advanced")] == expected[3:]
+    assert [name for name, spec in inputs.items() if spec[1].get("advanced")] == expected[3:-1]  # a socket is seen
     assert {"auto", "easy"} <= set(info["search_aliases"])
 
 

@@ -55,7 +55,8 @@ def test_a_failure_in_the_middle_of_the_run_keeps_what_was_sampled(host: Any, mo
     out = host.sample(host.apply(**FAST), steps=STEPS)
     trace = host.trace()
     assert torch.isfinite(out).all()
-    assert (trace["skipped"], len(trace["evaluations"])) == (2, STEPS)
+    assert (trace["site"], len(trace["evaluations"])) == ("model", STEPS) and trace["skipped"] > 2
+    assert sum("whole model calls are skipped instead" in note for note in trace["notes"]) == 1, trace["notes"]
 
 
 # the model's numbers --------------------------------------------------------------------------------------------------
