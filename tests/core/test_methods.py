@@ -656,6 +656,7 @@ def test_a_method_states_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.own_node])
 def test_a_method_is_one_short_file_with_its_source(name: str) -> None:
+    """Longer are only those with a node of their own: what makes them long is the statement of its many inputs."""
     import importlib
     from pathlib import Path
 
