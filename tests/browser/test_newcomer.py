@@ -32,8 +32,16 @@ OLD = {
 @pytest.mark.parametrize("words", ["teacache", "fbcache", "加速"])
 def test_auto_is_found_first(page: Any, until: Callable[..., Any], words: str, tmp_path: Path) -> None:
     page.evaluate("app.graph.clear()")
-    page.mouse.dblclick(800, 650)
-    until("the search field", page.locator("input:focus").is_visible)
+    field = page.locator("input:focus")
+
+    def search() -> bool:
+        """Opens the search, as a person does: again if the first double click went to something that was closing."""
+        page.keyboard.press("Escape")
+        page.mouse.dblclick(800, 650)
+        page.wait_for_timeout(1500)
+        return bool(field.is_visible())
+
+    until("the search field", search)
     page.keyboard.insert_text(words)
     first = page.locator(RESULTS).first
 
