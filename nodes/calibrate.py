@@ -61,6 +61,7 @@ class SpectralCacheCalibrate(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="An empty latent of the size to learn at. Smaller: faster, and "
                                 "less memory; half the usual side is typical."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF - MOST_SAMPLES,
+                             control_after_generate=False,  # a new seed at every run would learn everything anew
                              tooltip="Of the first sample: the next ones count up. Another seed learns other noise."),
                 io.Int.Input("steps", default=28, min=FEWEST, max=1000, tooltip="As many as in the run that will use "
                              "the profile: a run of another number follows the stated default instead."),
