@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..coefficients import TEACACHE, Calibration
-from ..types import Architecture, Grid, Slot, Streams
+from ..streams import OneStream
+from ..types import Grid, Slot, Streams
 
 BLOCK = "double_block"
 
 
-class LTXV(Architecture):
+class LTXV(OneStream):
     """See the module docstring."""
 
     name = "LTX-Video"
@@ -44,20 +45,6 @@ class LTXV(Architecture):
 
     def grid(self, latent: tuple[int, ...]) -> Grid:
         return tuple(latent[2:])
-
-    def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"]
-
-    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"][:, :0]  # no block changes the text
-
-    def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
-        return {"img": args["img"]}
-
-    def replaced(
-        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"img": torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)}
 
     def calibration(self, references: bool) -> Calibration:
         return TEACACHE["ltx_video"]

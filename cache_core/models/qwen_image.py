@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..coefficients import IDENTITY, Calibration
-from ..types import ATTENTION, Architecture, Grid, Part, Slot, Streams, Whole
+from ..streams import TwoStreams
+from ..types import ATTENTION, Grid, Part, Slot, Streams, Whole
 
 BLOCK = "double_block"
 PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
@@ -31,7 +32,7 @@ CALIBRATION = replace(
 )
 
 
-class QwenImage(Architecture):
+class QwenImage(TwoStreams):
     """See the module docstring."""
 
     name = "Qwen-Image"
@@ -60,21 +61,6 @@ class QwenImage(Architecture):
     def grid(self, latent: tuple[int, ...]) -> Grid:
         frames, *sides = latent[2:]  # more than one frame: the layers of Qwen-Image-Layered
         return (frames, *(-(-size // PATCH) for size in sides))
-
-    def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"]
-
-    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["txt"]
-
-    def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
-        return {"img": args["img"], "txt": args["txt"]}
-
-    def replaced(
-        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        img = torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)
-        return {"img": img, "txt": args["txt"] if txt is None else txt}
 
     def parts(self, model: Any, slot: Slot, kind: str) -> tuple[Part, ...]:
         block = model.transformer_blocks[slot[1]]

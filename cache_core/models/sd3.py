@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..coefficients import Calibration, unfitted
-from ..types import Architecture, Grid, Slot, Streams
+from ..streams import TwoStreams
+from ..types import Grid, Slot, Streams
 
 BLOCK = "double_block"
 PATCH = 2  # latent pixels along each side of a token; odd sizes are padded
 
 
-class SD3(Architecture):
+class SD3(TwoStreams):
     """See the module docstring."""
 
     name = "SD3"
@@ -43,22 +44,10 @@ class SD3(Architecture):
     def grid(self, latent: tuple[int, ...]) -> Grid:
         return tuple(-(-size // PATCH) for size in latent[2:])
 
-    def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"]
-
     def text(self, out: Mapping[str, Tensor | None], slot: Slot, text: int) -> Tensor:
         txt, img = out["txt"], out["img"]
         assert img is not None
         return img.new_zeros(1).expand(img.shape[0], text, img.shape[-1]) if txt is None else txt  # nobody reads it
-
-    def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
-        return {"img": args["img"], "txt": args["txt"]}
-
-    def replaced(
-        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        img = torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)
-        return {"img": img, "txt": args["txt"] if txt is None else txt}
 
     def calibration(self, references: bool) -> Calibration:
         return unfitted(self.name)

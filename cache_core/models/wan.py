@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..coefficients import IDENTITY, Calibration
-from ..types import ATTENTION, CROSS, Architecture, Grid, Part, Slot, Streams, Whole
+from ..streams import OneStream
+from ..types import ATTENTION, CROSS, Grid, Part, Slot, Streams, Whole
 
 BLOCK = "double_block"
 PATCH = (1, 2, 2)  # latent frames and pixels along each side of a token; odd sizes are padded
@@ -31,7 +32,7 @@ CALIBRATION = replace(
 )
 
 
-class Wan(Architecture):
+class Wan(OneStream):
     """See the module docstring."""
 
     name = "Wan"
@@ -62,20 +63,6 @@ class Wan(Architecture):
 
     def grid(self, latent: tuple[int, ...]) -> Grid:
         return tuple(-(-size // patch) for size, patch in zip(latent[2:], PATCH, strict=True))
-
-    def image(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"]
-
-    def text(self, out: Mapping[str, Tensor], slot: Slot, text: int) -> Tensor:
-        return out["img"][:, :0]  # no block changes the text
-
-    def unchanged(self, args: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
-        return {"img": args["img"]}
-
-    def replaced(
-        self, args: Mapping[str, Any], slot: Slot, text: int, target: Tensor, txt: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return {"img": torch.cat((target, args["img"][:, target.shape[1] :]), dim=1)}
 
     def parts(self, model: Any, slot: Slot, kind: str) -> tuple[Part, ...]:
         block = model.blocks[slot[1]]
