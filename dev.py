@@ -50,8 +50,8 @@ ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """What a run of everything sets to 1: its processes share the processors, and the models are small."""
 SMOKE = ["-q", "-m", "smoke", *(str(HOST_TESTS / f"test_{name}.py") for name in ("hosts", "families"))]
 """What every supported ComfyUI has to show."""
-DRAWN = ("dynamics", "quality")
-"""Tables with a plot, which needs matplotlib. No other makes a user download the developer tools."""
+TOOLED = ("dynamics", "exact", "quality")
+"""Tables with a plot (matplotlib) or FLIP. No other makes a user download the developer tools."""
 GRACE_SECONDS = 20
 # pytest's options whose next argument is their value and may look like a path of ours
 VALUED_OPTIONS = {"-k", "-m", "-o", "-p", "-W", "--deselect", "--ignore", "--ignore-glob", "--junitxml", "--basetemp"}
@@ -137,7 +137,7 @@ def bench(_options: argparse.Namespace, rest: list[str]) -> int:
     if rest in ([], ["-h"], ["--help"]):
         print(f"{bench_run.overview()}\n\npython dev.py bench COMMAND --help says more.")
         return 0 if rest else 2
-    host = carried.host() or setup_host.prepare(tools=rest[0] in DRAWN)
+    host = carried.host() or setup_host.prepare(tools=rest[0] in TOOLED)
     return run_script(host, ROOT / "bench" / "run.py", rest)
 
 

@@ -116,7 +116,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task.model.to(self.device)
         self._names = {parameter: name for name, parameter in self.task.model.named_parameters()}
-        self.movers = optimisers(self.task.model, self.settings.rate, self.settings.muon)
+        self.movers = optimisers(self.task.model, self.settings.rate, self.settings.muon, precision(self.device))
         self.average = Average(self.task.model, self.settings.average)
         if self.checkpoint.exists():
             self.load()

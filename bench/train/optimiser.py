@@ -18,16 +18,16 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """b r c -> nearly orthonormal rows or columns, whichever are fewer."""
+def orthogonal(matrices: Tensor, steps: int = 5, kind: torch.dtype | None = None) -> Tensor:
+    """b r c -> nearly orthonormal rows or columns, whichever are fewer. kind: computed in this type, as in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    x = (x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)).to(kind or matrices.dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def parts(matrix: Tensor) -> list[Tensor]:
@@ -41,10 +41,14 @@ def parts(matrix: Tensor) -> list[Tensor]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; decoupled weight decay."""
+    """Momentum, orthogonalised; decoupled weight decay. kind: of the Newton-Schulz steps."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0,
+        kind: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+        self.kind = kind
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -62,20 +66,22 @@ class Muon(torch.optim.Optimizer):
                 for weight, piece in zip(parts(parameter), parts(update), strict=True):
                     alike[tuple(piece.shape)].append((weight, piece))
             for shape, pairs in alike.items():
-                moves = orthogonal(torch.stack([piece for _, piece in pairs]))
+                moves = orthogonal(torch.stack([piece for _, piece in pairs]), kind=self.kind)
                 for (weight, _), move in zip(pairs, moves, strict=True):
                     weight.add_(move, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
 
-def optimisers(model: nn.Module, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
-    """What moves which parameter. Modulation, embeddings, biases and the output are AdamW's."""
+def optimisers(
+    model: nn.Module, rate: float, muon: bool, kind: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
+    """What moves which parameter. Modulation, embeddings, biases and the output are AdamW's. kind: of Muon's steps."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and "blocks." in name and "mod" not in name
         (matrices if inner and muon else rest).append(parameter)
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
-    return [*found, Muon(matrices, lr=rate)] if matrices else found
+    return [*found, Muon(matrices, lr=rate, kind=kind)] if matrices else found
 
 
 class Average:

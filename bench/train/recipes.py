@@ -24,7 +24,7 @@ from bench.train.text_to_picture import Text2Image
 
 # Small pictures first: a step costs a quarter, and which word is which object is learned there as well. The limits may
 # be moved while a run is before them.
-STAGES = (Stage(1500, 96, 64, 240), Stage(3000, 128, 48, 400), Stage(12000, 192, 32, 400))
+STAGES = (Stage(2000, 96, 64, 240), Stage(2800, 128, 48, 400), Stage(4000, 192, 32, 400))
 FULL = (Stage(2000, 192, 32, 400),)
 SHOWN_PICTURES, FITTED_PICTURES = 64, 600
 
@@ -66,7 +66,7 @@ def autoencoder(device: str, workers: int) -> Run:
     painter = Painter.from_packages()
     source = Crops(painter, space(painter))
     task = Decoding("autoencoder", decoder(), source, Ahead(source.batch, workers), device)
-    return Run(task, Settings(steps=6000, muon=False, average=0.998), training_folder() / task.name, device)
+    return Run(task, Settings(steps=2500, muon=False, average=0.998), training_folder() / task.name, device)
 
 
 def flux(device: str, workers: int) -> Run:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bench.host.provision import SetupError
+from bench.lab.looks import flip
 from bench.train.features import Judge
 from bench.train.files import FEATURES, folder_of
 
@@ -58,15 +59,29 @@ def packed(picture: Tensor, much: float) -> Tensor:
     return torch.from_numpy(np.array(Image.open(file))).float().movedim(-1, 0)[None] / 255
 
 
-@pytest.mark.parametrize(
+SPOILED = pytest.mark.parametrize(
     ("spoiled", "amounts"),
     [(blurred, (0.5, 1, 2, 4)), (noisy, (0.01, 0.03, 0.1, 0.3)), (shifted, (1, 2, 5, 12)), (packed, (5, 30, 70, 95))],
 )
+
+
+@SPOILED
 def test_more_spoiled_looks_further_away(
     judge: Judge, picture: Tensor, spoiled: Callable[[Tensor, float], Tensor], amounts: tuple[float, ...]
 ) -> None:
     found = [judge.distance(spoiled(picture, much), picture) for much in amounts]
     assert found == sorted(found) and found[0] > 0 and found[-1] > 2 * found[0]
+
+
+@SPOILED
+def test_flip_rises_with_it(
+    picture: Tensor, spoiled: Callable[[Tensor, float], Tensor], amounts: tuple[float, ...]
+) -> None:
+    pytest.importorskip("flip_evaluator")
+    whole = picture.movedim(1, -1)
+    found = [flip(spoiled(picture, much).movedim(1, -1), whole) for much in amounts]
+    assert found == sorted(found) and 0 < found[0] and 2 * found[0] < found[-1] <= 1
+    assert flip(whole, whole) == 0
 
 
 def test_a_picture_is_nowhere_from_itself_and_as_far_there_as_back(judge: Judge, picture: Tensor) -> None:

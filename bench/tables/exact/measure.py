@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.host.provision import SetupError, say
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.intervals import paired
+from bench.lab.looks import flip
 from bench.lab.pairs import prompts
 from bench.lab.store import Store, digest
 from bench.lab.studio import SIDE, WEIGHTS
@@ -31,7 +32,7 @@ from bench.train.files import FEATURES, folder_of
 from cache_core.metrics import psnr
 from cache_core.placement import places
 
-VERSION = "1"
+VERSION = "2"
 """Of what is measured: raise it when this file changes a figure."""
 ROWS = 4
 """Pairs in one batch."""
@@ -40,7 +41,7 @@ ROWS = 4
 @dataclass(frozen=True, slots=True)
 class Score:
     """One run. latent, psnr: to the exact latent and picture; own: of the picture to the full run of the same sampler;
-    feature: EfficientNet-Lite0's distance to the exact picture. None where it was not looked at.
+    feature, flip: EfficientNet-Lite0's distance and FLIP's error to the exact picture. None where it was not looked at.
     """
 
     computed: float
@@ -48,6 +49,7 @@ class Score:
     psnr: float | None = None
     own: float | None = None
     feature: float | None = None
+    flip: float | None = None
 
 
 class OutOfTime(Exception):
@@ -189,7 +191,7 @@ class Easel:
         known = way.steps == self.size.own and way.sampler in self._own_samplers()
         own = psnr(mine, self._picture(pair, way.sampler)) if known else None
         feature = self.judge.distance(mine.movedim(-1, 1), true.movedim(-1, 1)) if self.judge else None
-        return Score(computed, close, psnr(mine, true), own, feature)
+        return Score(computed, close, psnr(mine, true), own, feature, flip(mine, true) if self.judge else None)
 
 
 Record = dict[str, object]
@@ -330,6 +332,7 @@ def record(stage: str, cfg: float, way: Way, budget: int, scores: Sequence[Score
         "computed": statistics.fmean(score.computed for score in scores), "latent_psnr": _mean(scores),
         "psnr": _over(scores, lambda score: score.psnr), "psnr_worst_tenth": statistics.fmean(worst) if worst else None,
         "own_psnr": _over(scores, lambda score: score.own), "feature": _over(scores, lambda score: score.feature),
+        "flip": _over(scores, lambda score: score.flip),
         "rival": "", "margin": None, "margin_low": None, "margin_high": None,
     }  # fmt: skip
 

@@ -132,6 +132,9 @@ def section(rows: Sequence[Row], cfg: str) -> list[str]:
     if any(row["feature"] for row in main):
         parts += ["EfficientNet-Lite0 feature distance to the exact picture, in thousandths (lower is closer):",
                   grid([{**row, "feature": _thousand(row["feature"])} for row in main], "feature", 2)]  # fmt: skip
+    if any(row.get("flip") for row in main):
+        parts += ["FLIP's mean error to the exact picture, in thousandths (lower is closer):",
+                  grid([{**row, "flip": _thousand(row["flip"])} for row in main], "flip", 2)]  # fmt: skip
     if any(row["own_psnr"] for row in main):
         parts += ["PSNR to the full run of the same sampler with as many steps:", grid(main, "own_psnr")]
     return [*parts, *caches(picked(own, stage="cache"), main), *screened(picked(own, stage="screened"))]
