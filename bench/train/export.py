@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,15 +23,18 @@ Unicode, as packed in `emojibase-data` 17.0.0 (MIT); textures and photos from sc
 public domain).
 """
 CURVE_POINTS = 12
-FILES = {"autoencoder": "tiny_taef1", "flux": "tiny_flux", "flux-guided": "tiny_flux_guided", "qwen": "tiny_qwen"}
+FILES = {"autoencoder": "emoji_taef1", "flux": "emoji_flux", "flux-guided": "emoji_flux_guided", "qwen": "emoji_qwen"}
 """Model to file name."""
+STEPS = "steps"
+"""Of the file's metadata: how long it was trained."""
 
 
 def write(run: Run, folder: Path) -> list[Path]:
     """Writes the model's .safetensors and its card, .md; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, card = (folder / f"{FILES[run.task.name]}.{kind}" for kind in ("safetensors", "md"))
-    save_file({name: _half(name, value) for name, value in tensors(run).items()}, weights)
+    halves = {name: _half(name, value) for name, value in tensors(run).items()}
+    save_file(halves, weights, {STEPS: str(run.step), "format": "pt"})
     card.write_text(describe(run), "utf-8")
     return [weights, card]
 
@@ -41,6 +45,17 @@ def tensors(run: Run) -> dict[str, Tensor]:
     if isinstance(run.task, Decoding):
         return autoencoder.exported(run.task.source.space, averaged)
     return flux.exported(averaged) if isinstance(run.task.model, Flux) else averaged
+
+
+def go_on(run: Run, folder: Path) -> None:
+    """Where a transformer was not trained on this machine yet: from its shipped weights, at their step."""
+    file, model = folder / f"{FILES[run.task.name]}.safetensors", run.task.model
+    if run.checkpoint.exists() or not file.exists():
+        return
+    with safe_open(file, "pt") as opened:
+        step, shipped = int(opened.metadata()[STEPS]), {name: opened.get_tensor(name) for name in opened.keys()}
+    own = model.state_dict()
+    run.begin(flux.imported(shipped, own) if isinstance(model, Flux) else {n: shipped[n].float() for n in own}, step)
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -252,6 +252,8 @@ DOUBLE = {
     "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2",
     "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
 }  # fmt: skip
+SWAPPED = "final_layer.adaLN_modulation.1"
+"""Shift, then scale; diffusers keeps the scale first."""
 SINGLE = {
     "modulation.lin": "norm.linear", "norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k",
     "linear1": "attn.to_q attn.to_k attn.to_v proj_mlp", "linear2": "proj_out",
@@ -261,6 +263,15 @@ SINGLE = {
 def exported(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """This class's parameters under diffusers' names."""
     return dict(pair for name, value in weights.items() for pair in _renamed(name, value))
+
+
+def imported(file: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: this class's parameters, named and shaped as in `like`, from a file of `exported`'s."""
+    made = {}
+    for name, value in like.items():
+        pieces = torch.cat([file[theirs].float() for theirs, _ in _renamed(name, value)])
+        made[name] = torch.cat(pieces.chunk(2)[::-1]) if name.startswith(SWAPPED) else pieces
+    return made
 
 
 def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -277,7 +288,7 @@ def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
             for own, piece in zip(names, value.split(sizes), strict=True):
                 yield f"{theirs}.{index}.{own}.{kind}", piece.contiguous()
             return
-    if module == "final_layer.adaLN_modulation.1":  # diffusers keeps scale before shift
+    if module == SWAPPED:
         shift, scale = value.chunk(2)
         value = torch.cat((scale, shift))
     yield f"{TOP[module]}.{kind}", value

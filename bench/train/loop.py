@@ -140,6 +140,12 @@ class Run:
                 saved = state["optimiser"].get(self._names[parameter], {})
                 mover.state[parameter] = {key: value.to(self.device) for key, value in saved.items()}
 
+    def begin(self, weights: dict[str, Tensor], step: int) -> None:
+        """Start from weights that were trained so far elsewhere; what the optimisers knew is lost."""
+        self.task.model.load_state_dict(weights)
+        self.average = Average(self.task.model, self.settings.average)
+        self.step = step
+
     def save(self) -> None:
         """Write the checkpoint; whatever happens meanwhile, one whole file is there."""
         state: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from bench.train.ahead import Ahead
 from bench.train.autoencoder import Crops, Decoding, decoder
 from bench.train.captions import draw
 from bench.train.distil import Distilled, from_teacher
+from bench.train.export import go_on
 from bench.train.files import training_folder
 from bench.train.flux import Flux, Shape
 from bench.train.latents import Space
@@ -25,6 +27,8 @@ from bench.train.text_to_picture import Text2Image
 # Small pictures first: a step costs a quarter, and which word is which object is learned there as well. The limits may
 # be moved while a run is before them.
 STAGES = (Stage(2000, 96, 64, 240), Stage(2800, 128, 48, 400), Stage(4000, 192, 32, 400))
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+"""What is shipped; a machine that has trained nothing goes on from there."""
 FULL = (Stage(2000, 192, 32, 400),)
 SHOWN_PICTURES, FITTED_PICTURES = 64, 600
 
@@ -52,12 +56,11 @@ def space(painter: Painter) -> Space:
 
 
 def averaged(name: str) -> dict[str, Tensor]:
-    """The averaged weights of a run that another one builds on."""
-    path = training_folder() / name / "checkpoint.pt"
-    if not path.exists():
+    """The averaged weights of a model that another one builds on, trained here or shipped."""
+    run = MODELS[name]("cpu", 0)
+    if run.step == 0:
         raise SetupError(f"{name} has not been trained here; run python dev.py train {name} first.")
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["average"]
-    return weights
+    return run.average.weights
 
 
 def autoencoder(device: str, workers: int) -> Run:
@@ -99,7 +102,9 @@ def _text_to_picture(name: str, model: Flux | QwenImage, seed: int, device: str,
     painter = Painter.from_packages()
     source = Source(painter, space(painter), STAGES, seed)
     task = Text2Image(name, model, source, Ahead(source.batch, workers), device)
-    return Run(task, Settings(steps=STAGES[-1].until), training_folder() / name, device)
+    run = Run(task, Settings(steps=STAGES[-1].until), training_folder() / name, device)
+    go_on(run, WEIGHTS)
+    return run
 
 
 MODELS: Mapping[str, Callable[[str, int], Run]] = {

@@ -608,11 +608,35 @@ def test_a_card_says_what_was_done_and_weights_are_the_average(painter: Painter,
     run.train(until=2)
     weights, card = export.write(run, tmp_path / "out")
     text = card.read_text("utf-8")
-    assert weights.name == "tiny_flux.safetensors" and "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
+    assert weights.name == "emoji_flux.safetensors" and "2 of 100 steps" in text and "MIT" in text and "| 2 | " in text
     saved = load_file(weights)
     expected = flux.exported(run.average.weights)
     assert saved.keys() == expected.keys() and all(value.dtype == torch.float16 for value in saved.values())
     assert torch.allclose(saved["x_embedder.weight"].float(), expected["x_embedder.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+def test_weights_come_back_from_the_names_in_the_file(guidance: bool) -> None:
+    own = wake(flux.Flux(flux.Shape(double=1, single=2, guidance=guidance))).state_dict()
+    back = flux.imported(flux.exported(own), own)
+    assert back.keys() == own.keys() and all(torch.equal(back[name], value) for name, value in own.items())
+
+
+def test_a_machine_that_has_trained_nothing_goes_on_from_the_shipped_weights(
+    painter: Painter, space: Space, tmp_path: Path
+) -> None:
+    first = Run(text_to_picture(painter, space), Settings(steps=100), tmp_path / "first")
+    first.train(until=2)
+    export.write(first, tmp_path / "shipped")
+    second = Run(text_to_picture(painter, space), Settings(steps=100), tmp_path / "second")
+    export.go_on(second, tmp_path / "shipped")
+    assert second.step == 2
+    for weights in (second.task.model.state_dict(), second.average.weights):
+        assert all(torch.allclose(weights[n], value, atol=1e-3) for n, value in first.average.weights.items())
+    assert second.train(until=3) and second.step == 3
+    third = Run(text_to_picture(painter, space), Settings(steps=100), tmp_path / "second")
+    export.go_on(third, tmp_path / "shipped")
+    assert third.step == 3, "what was trained here counts more"
 
 
 @pytest.fixture

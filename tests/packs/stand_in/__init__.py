@@ -99,7 +99,7 @@ class StandInTrainedQwen(io.ComfyNode):
             description="Qwen-Image's own class at small dimensions, trained by `python dev.py train qwen`.",
             inputs=[
                 io.String.Input(
-                    "file", default="tiny_qwen.safetensors", tooltip="Weights in bench/weights, or a whole path."
+                    "file", default="emoji_qwen.safetensors", tooltip="Weights in bench/weights, or a whole path."
                 )
             ],
             outputs=[io.Model.Output()],
