@@ -1,4 +1,6 @@
-"""As a new user would: find the node, read its help in one's own language, move an old graph over, open a template."""
+"""As a new user would: find the node, put it into a graph and run it, read its help in one's own language, move an old
+graph over, open a template.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,20 @@ OURS = "app.graph._nodes.find(node => node.type === 'SpectralCacheAutoApply')"
 RESULTS = "[data-testid=result-item], [role=option], .p-autocomplete-option"
 IDLE = "fetch('/prompt').then(answer => answer.json()).then(answer => answer.exec_info.queue_remaining === 0)"
 FRAME = "new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
+SLOT = """([kind, side, name]) => {
+    const node = app.graph._nodes.find(node => node.type === kind), i = node[`${side}s`].findIndex(slot => slot.name === name);
+    const [x, y] = side === "input" ? node.getInputPos(i) : node.getOutputPos(i);
+    const box = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds;
+    return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale];
+}"""
+"""Where on the screen a node's slot is."""
+OFFERED = {
+    "smoothcache": "Cache Method",
+    "taylorseer": "Cache Method",
+    "deepcache": "Cache Method",
+    "freqca": "FreqCa Apply",
+    "feb cache": "FEB-Cache Apply",
+}
 OLD = {
     "TeaCache": ["flux", 0.4, 0.0, 1.0, "cuda"],
     "ApplyFBCacheOnModel": ["diffusion_model", 0.12, 0.0, 1.0, -1],
@@ -28,33 +44,92 @@ OLD = {
 }
 
 
-@pytest.mark.claim("Moving over", "in the real page: searching another pack's name lists SpectralCache Auto first")
-@pytest.mark.parametrize("words", ["teacache", "fbcache", "加速"])
-def test_auto_is_found_first(page: Any, until: Callable[..., Any], words: str, tmp_path: Path) -> None:
-    page.evaluate("app.graph.clear()")
+def search(page: Any, until: Callable[..., Any], words: str) -> Any:
+    """Opens the search, as a person does, and types; returns the results."""
     field = page.locator("input:focus")
 
-    def search() -> bool:
-        """Opens the search, as a person does: again if the first double click went to something that was closing."""
+    def opened() -> bool:
+        """Again if the first double click went to something that was closing."""
         page.keyboard.press("Escape")
-        page.mouse.dblclick(800, 650)
+        page.mouse.dblclick(500, 330)
         page.wait_for_timeout(1500)
         return bool(field.is_visible())
 
-    until("the search field", search)
+    until("the search field", opened)
     page.keyboard.insert_text(words)
-    first = page.locator(RESULTS).first
+    until("results", page.locator(RESULTS).first.is_visible)
+    page.wait_for_timeout(1000)  # the list is sorted again while words are typed
+    return page.locator(RESULTS)
 
-    def title() -> str | None:
-        """Of the first result; other nodes name Auto in their descriptions."""
-        found = re.search("SpectralCache Auto|Cache Method|Cache Stats|FEB-Cache|FreqCa|SpectralCache Apply|EasyCache",
-                          first.inner_text() if first.is_visible() else "")  # fmt: skip
-        return found and found[0]
 
-    until("Auto first", lambda: title() == "SpectralCache Auto")
-    page.wait_for_timeout(500)  # the list is sorted again while words are typed
-    assert title() == "SpectralCache Auto"
+@pytest.mark.claim("Moving over", "in the real page: searching another pack's name lists SpectralCache Auto first")
+@pytest.mark.parametrize("words", ["teacache", "fbcache", "加速"])
+def test_auto_is_found_first(page: Any, until: Callable[..., Any], words: str, tmp_path: Path) -> None:
+    found = search(page, until, words)
     page.screenshot(path=tmp_path / "found.png")
+    assert found.first.inner_text().startswith("SpectralCache Auto")
+    assert any(text.startswith("Cache Method") for text in found.all_inner_texts())
+
+
+@pytest.mark.claim("Moving over", "in the real page: searching a method's name lists the node that offers it first")
+def test_a_method_is_found_where_it_is_offered(page: Any, until: Callable[..., Any]) -> None:
+    found = search(page, until, "smoothcache")
+    for words, node in OFFERED.items():
+        page.locator("input:focus").fill(words)
+        page.wait_for_timeout(1000)
+        assert found.first.inner_text().startswith(node), words
+
+
+def without_a_cache() -> dict[str, Any]:
+    """The stand-in graph as one has it before there is a cache: the loader goes straight to the sampler."""
+    graph = json.loads(WORKFLOW.read_text("utf-8"))
+    ours = {node["id"]: node for node in graph["nodes"] if re.match("SpectralCache(Auto|Stats)", node["type"])}
+    gone = {*ours, *(link[3] for link in graph["links"] if link[1] in ours and link[5] == "STRING")}
+    (loader,) = (node for node in graph["nodes"] if node["type"] == "UNETLoader")
+    for link in graph["links"]:
+        if link[1] in gone and link[3] not in gone:
+            link[1:3] = [loader["id"], 0]
+    graph["nodes"] = [node for node in graph["nodes"] if node["id"] not in gone]
+    graph["links"] = [link for link in graph["links"] if link[3] not in gone]
+    for node in graph["nodes"]:
+        for i, slot in enumerate(node.get("outputs", [])):
+            slot["links"] = [link[0] for link in graph["links"] if link[1:3] == [node["id"], i]]
+    return {**graph, "groups": []}
+
+
+def drag(page: Any, start: tuple[str, str, str], end: tuple[str, str, str]) -> None:
+    """From slot to slot, each (type of the node, input or output, name), with the mouse alone."""
+    page.mouse.move(*page.evaluate(SLOT, start))
+    page.mouse.down()
+    page.mouse.move(*page.evaluate(SLOT, end), steps=20)
+    page.mouse.up()
+    page.evaluate(FRAME)
+
+
+@pytest.mark.claim("First graph", "in the real page: found by the search, placed, wired with the mouse, run")
+def test_found_placed_wired_and_run(page: Any, until: Callable[..., Any], tmp_path: Path) -> None:
+    page.evaluate("graph => app.loadGraphData(graph)", without_a_cache())
+    page.evaluate("app.canvas.ds.scale = 0.75, app.canvas.ds.offset = [150, 250], app.canvas.setDirty(true, true)")
+    search(page, until, "teacache").first.click()
+    page.mouse.move(530, 240, steps=10)  # the node hangs on the pointer by its title until a click puts it down
+    page.mouse.click(530, 240)
+    until("our node", lambda: page.evaluate(f"Boolean({OURS}) && !({OURS}).flags.ghost"))
+    page.screenshot(path=tmp_path / "placed.png")
+    ours = "SpectralCacheAutoApply"
+    drag(page, ("UNETLoader", "output", "MODEL"), (ours, "input", "model"))
+    drag(page, (ours, "output", "MODEL"), ("KSampler", "input", "model"))
+    sampler = "app.graph._nodes.find(node => node.type === 'KSampler')"
+    wired = f"[({OURS}).getInputNode(0)?.type, ({sampler}).getInputNode(0)?.type]"
+    assert page.evaluate(wired) == ["UNETLoader", ours]
+    strip = f"({OURS}).widgets.at(-1).element"
+    until("the plan", lambda: "12 of 28 steps computed" in page.evaluate(f"{strip}.textContent"))
+    page.evaluate(f"""new MutationObserver(() => (window.seen ??= []).push({strip}.textContent))
+        .observe({strip}, {{childList: true, subtree: true, characterData: true}})""")
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    until("the result", lambda: "16/28 skipped" in page.evaluate(f"{strip}.textContent") and page.evaluate(IDLE))
+    page.screenshot(path=tmp_path / "run.png")
+    counts = {found[0] for text in page.evaluate("window.seen") if (found := re.search(r"\d+/\d+ skipped", text))}
+    assert len(counts) > 2, "the strip fills while it samples"
 
 
 def old_graph(kinds: list[str]) -> dict[str, Any]:
