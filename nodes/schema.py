@@ -27,8 +27,8 @@ ALIASES = [
     "高速化",
     "キャッシュ",
 ]
-"""What people look for when they want any cache. A method that is wanted for itself, such as taylorseer, is found by its
-name at the node that offers it.
+"""What people look for when they want any cache. A method that is wanted for itself, such as taylorseer, is found at
+the node that offers it.
 """
 PROFILE = "SPECTRALCACHE_PROFILE"
 """What Cache Calibrate learned of a model, as a type of ComfyUI's."""

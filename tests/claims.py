@@ -117,7 +117,7 @@ def markdown(rows: dict[Key, Row], hosts: dict[str, dict[str, str]]) -> str:
         f"What the host tests show on a real ComfyUI {newest}, on the CPU; CI runs them all on every change. To "
         f"write this page again: `{VARIABLE}=docs/compatibility.md python dev.py test tests/host`; with fewer "
         "tests their rows alone are renewed. A row stands here only if all of its cases pass; what has no row is not "
-        "claimed.",
+        "claimed. Not tried at all: Windows, macOS, a GPU of any make, several GPUs at once.",
         "",
         "An older ComfyUI gets what every supported one has to show (`python dev.py test --host all`). A wrong "
         "picture: one that differs from the uncached one where it must not, or is not what the trace says.",

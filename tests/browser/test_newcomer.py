@@ -21,7 +21,8 @@ RESULTS = "[data-testid=result-item], [role=option], .p-autocomplete-option"
 IDLE = "fetch('/prompt').then(answer => answer.json()).then(answer => answer.exec_info.queue_remaining === 0)"
 FRAME = "new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
 SLOT = """([kind, side, name]) => {
-    const node = app.graph._nodes.find(node => node.type === kind), i = node[`${side}s`].findIndex(slot => slot.name === name);
+    const node = app.graph._nodes.find(node => node.type === kind);
+    const i = node[`${side}s`].findIndex(slot => slot.name === name);
     const [x, y] = side === "input" ? node.getInputPos(i) : node.getOutputPos(i);
     const box = app.canvas.canvas.getBoundingClientRect(), {scale, offset} = app.canvas.ds;
     return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale];

@@ -144,6 +144,18 @@ def test_packed_layers(host: Any, method: str) -> None:
     assert trace["site"] in ("model", "trunk", "attention")
 
 
+@pytest.mark.claim(
+    "Devices", "the host's way of running on several GPUs, the CPU as its one device: computed in full, with a note"
+)
+@every_method
+def test_several_gpus_are_computed_in_full(host: Any, method: str) -> None:
+    plain = host.sample(host.model, steps=STEPS)
+    _, skipping = settings(host, method)
+    skipping.model_options["multigpu_clones"] = {torch.device("cpu"): host.model}
+    assert torch.equal(host.sample(skipping, steps=STEPS), plain)
+    assert host.trace()["state"] == "stood down" and "multi-GPU" in host.trace()["notes"][0]
+
+
 # settings of the process ----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "bench" / "weights"
@@ -130,9 +131,72 @@ def test_what_cannot_be_measured_is_said_with_the_way_out(bench: Bench, capsys: 
         (("--unet", unet), "give --vae FILE"),
         (("--unet", vae, "--vae", vae), "ComfyUI's loaders"),
         (("--unet", unet, "--vae", vae, "--size", "big"), "--size: big is no size; write 1024x1024"),
+        (("--unet", unet, "--vae", vae, "--size", "64x96"), "--size: too small to be compared with this model; give 8"),
+        (("--unet", unet, "--vae", vae, "--clip", *"abcd"), "--clip: a is no file, and none of text_encoders"),
+        (("--unet", unet, "--vae", vae, "--clip", *[vae] * 4), "--clip: 4 files; ComfyUI's loaders take one, two or"),
     ):
         assert bench("mine", *SMALL, *arguments) == 1
         assert said in capsys.readouterr().err, arguments
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_cuda_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("mine", "--device", "cuda", "--yes") == 1
+    assert "--device cuda: torch sees no GPU; leave it out, or use the Python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "place"),
+    [(1, "nodes:CLIPLoader.load_clip"), (2, "nodes:DualCLIPLoader.load_clip"),
+     (3, "comfy_extras.nodes_sd3:TripleCLIPLoader.execute")],
+)  # fmt: skip
+def test_text_encoders_go_to_the_hosts_loader_of_as_many(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int,
+    place: str,
+) -> None:  # fmt: skip
+    """With the arguments that the host's own function takes, the files where it looks, and the family's type."""
+    module, _, name = place.partition(":")
+    cls, function = name.split(".")
+    loader = getattr(importlib.import_module(module), cls)
+    own, given = inspect.signature(getattr(loader, function)), {}
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        given.update(own.bind(*args, **kwargs).arguments)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(loader, function, load)
+    files = [tmp_path / f"encoder {i}.safetensors" for i in range(count)]
+    for file in files:
+        file.write_bytes(b"")
+    arguments = ("--unet", str(WEIGHTS / "tiny_flux.safetensors"), "--clip", *map(str, files))
+    assert bench("mine", *SMALL, *arguments) == 1
+    assert "far enough" in capsys.readouterr().err
+    given.pop("self", None)
+    assert given.pop("type", None) == (None if count == 3 else "flux")  # of three the host takes no type
+    assert list(given.values()) == [file.name for file in files]
+    paths = importlib.import_module("folder_paths")
+    assert [paths.get_full_path("text_encoders", file.name) for file in files] == [*map(str, files)]
+
+
+def test_a_checkpoint_is_its_parts_in_one_file(
+    bench: Bench, host: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the host itself writes one; without a decoder in it, one has to be named."""
+    sd, vae = importlib.import_module("comfy.sd"), str(WEIGHTS / "tiny_taef1.safetensors")
+    for name, decoder in (("whole", sd.VAE(sd=load_file(vae))), ("part", None)):
+        sd.save_checkpoint(str(tmp_path / f"{name}.safetensors"), host.load(), vae=decoder)
+    assert bench("mine", *SMALL, "--checkpoint", str(tmp_path / "part.safetensors")) == 1
+    assert "no decoder: give --vae FILE" in capsys.readouterr().err
+    figures = []
+    for arguments in (
+        ("--checkpoint", str(tmp_path / "whole.safetensors")),
+        ("--unet", str(WEIGHTS / "tiny_flux.safetensors"), "--vae", vae),
+    ):
+        assert bench("mine", *SMALL, "--size", "88x88", "--quick", *arguments) == 0
+        found = rows(tmp_path / "out" / "mine.csv")
+        figures.append({name: (row["computed"], row["psnr"]) for name, row in found.items()})
+        assert ("whole.safetensors" in (tmp_path / "out" / "mine.md").read_text("utf-8")) == (len(figures) == 1)
+    assert figures[0] == figures[1] and len(figures[0]) > 8
 
 
 def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(bench: Bench, host: Any, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def settings(family: Family, options: argparse.Namespace) -> Family:
             raise Unusable(f"--size: {options.size} is no size; write 1024x1024") from error
         given["size"] = (width, height)
     made = replace(family, **given)
-    if made.steps < 2 or min(made.size) < 64:
-        raise Unusable(f"{made.steps} steps of {made.size[0]}x{made.size[1]}: give 2 steps and 64 pixels or more")
+    if made.steps < 2:
+        raise Unusable(f"--steps {made.steps}: give 2 steps or more")
     return made
 
 

@@ -15,6 +15,7 @@ import torch
 from bench.host.provision import say
 from bench.tables.mine.families import SMALL, Family, family_of
 from cache_core import __file__ as core
+from cache_core.metrics import WINDOW
 
 if TYPE_CHECKING:
     from bench.lab import Lab
@@ -121,7 +122,7 @@ def load(lab: Lab, files: Files) -> Loaded:
             clip = loaders.text_encoder(files.clip, kind)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise Unusable(f"ComfyUI's loaders: {files.unet or files.checkpoint}: {error}") from error
-    if vae is None:
+    if vae is None or vae.first_stage_model is None:  # the host's checkpoint loader gives an empty one
         raise Unusable("no decoder: give --vae FILE")
     if clip is None and family is not SMALL:
         raise Unusable("no text encoder: give --clip FILE (FLUX.1: --clip clip_l.safetensors t5xxl_fp16.safetensors)")
@@ -151,7 +152,10 @@ def painter(lab: Lab, loaded: Loaded, family: Family, prompts: Sequence[str]) ->
     latent = loaded.model.get_model_object("latent_format")
     if latent.latent_dimensions not in (2, 3):
         raise Unusable(f"{family.name} makes no pictures: its latents have {latent.latent_dimensions} dimension")
-    width, height = (side // latent.spacial_downscale_ratio for side in family.size)
+    scale = latent.spacial_downscale_ratio
+    if min(family.size) < WINDOW * scale:
+        raise Unusable(f"--size: too small to be compared with this model; give {WINDOW * scale} pixels a side or more")
+    width, height = (side // scale for side in family.size)
     frames = (1,) * (latent.latent_dimensions - 2)
     shape = (1, latent.latent_channels, *frames, height, width)
     model = loaded.model if family.shift is None else shifted(loaded.model, family.shift)
