@@ -114,7 +114,8 @@ def markdown(rows: dict[Key, Row], hosts: dict[str, dict[str, str]]) -> str:
     lines = [
         "# What is tested",
         "",
-        f"What the host tests show on a real ComfyUI {newest}, on the CPU; CI runs them all on every change. To "
+        f"What the host tests show on a real ComfyUI {newest}, on the CPU; CI runs them on every change, but for "
+        "inductor, which compiles for minutes and has to be asked for (`tests/host/test_inductor.py`). To "
         f"write this page again: `{VARIABLE}=docs/compatibility.md python dev.py test tests/host`; with fewer "
         "tests their rows alone are renewed. A row stands here only if all of its cases pass; what has no row is not "
         "claimed. Not tried at all: Windows, macOS, a GPU of any make, several GPUs at once.",

@@ -54,9 +54,12 @@ def sign(row: Row, what: str = "psnr_over_fewer") -> int:
 
 
 def over(row: Row, what: str, places: int) -> str:
+    """The mean difference with its interval; of a single pair there is none."""
     mean, low, high = (number(row[f"{what}{end}"]) for end in ("", "_low", "_high"))
     if not math.isfinite(mean):  # no control, or one that is the full run itself
         return ""
+    if int(row["pairs"]) == 1:
+        return fixed(mean, places, sign=True)
     return f"{fixed(mean, places, sign=True)} ({fixed(low, places, sign=True)} to {fixed(high, places, sign=True)})"
 
 

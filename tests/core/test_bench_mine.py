@@ -240,6 +240,8 @@ def test_the_page_has_table_machine_settings_and_command(tmp_path: Path) -> None
     assert "2 prompt and seed pairs. With so few" in page
     plain = report(rows_of(tmp_path, exact=False), "FLUX.1", about, ["a"], [])
     assert "converged" not in plain
+    single = report([{**row, "pairs": "1"} for row in rows_of(tmp_path)], "FLUX.1", about, ["a"], [])
+    assert " to +" in page and " to +" not in single and "\n1 prompt and seed pair. With" in single
 
 
 def test_the_contact_sheet_marks_the_closest_of_a_row(tmp_path: Path) -> None:
