@@ -91,7 +91,8 @@ def report(
         markdown(*matched([row for row in rows if row["family"] not in (FULL, SOLVERS)])),
         "Blank: no setting computes so little or so much. Setting by setting:",
         table(rows),
-        f"{pairs} prompt and seed pair{'s' * (int(pairs) > 1)}.{few} PSNR in dB and SSIM of the decoded picture against the full run of the "
+        f"{pairs} prompt and seed pair{'s' * (int(pairs) > 1)}.{few} "
+        "PSNR in dB and SSIM of the decoded picture against the full run of the "
         "same prompt and seed, higher is closer; over fewer steps: the mean difference to as many plain steps as were "
         "computed, with its 95 % interval over pairs. The first row is the full run made once more: anything but "
         "identical is this machine's own noise. Speed-up: seconds of whole sampling runs, median over pairs, without "
