@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ class Repay(Correction):
     A narrow step behind a wide gap would have to pay many times what it is itself. No payment of a row is more than
     `most` times its feature, and a step pays a share of the debt that grows with the square of its width: whole where
     it is at least `narrow` times as wide as the widest it pays for, and next to nothing where it is next to nothing.
-    Multistep solvers divide what changes between two steps by the width between: so less is paid, too, behind a step
-    that is narrower than `narrow` times this one. The rest is left to the steps behind it.
+    Multistep solvers divide what changes between two steps by the width between, and take it as far as the next step is
+    wide: so less is paid, too, behind a step that is narrower than `narrow` times this one, and before one of which
+    this one is less than `narrow`. The rest is left to the steps behind it.
     """
 
     points: int = 3
@@ -83,17 +85,23 @@ class Repay(Correction):
             owed = debt.amount.float() / now.width
             repair = owed if repair is None else repair + owed
         assert repair is not None
-        share = min(now.width / (self.narrow * widest), 1.0) ** 2 * min(_before(now) / (self.narrow * now.width), 1.0)
+        before, after = _around(now)
+        share = min(now.width / (self.narrow * widest), 1.0) ** 2
+        share *= min(before / (self.narrow * now.width), 1.0)
+        share *= min(now.width / (self.narrow * after), 1.0) ** 2 if after > 0 else 1.0
         paid = _limited(repair * share if share < 1 else repair, new.value, self.most)
         return paid, Debt((repair - paid) * now.width, widest) if share < 1 else None
 
 
-def _before(now: Step) -> float:
-    """The width of the step before; infinite where nothing is known of it."""
-    if now.schedule is None or not 0 < now.index < len(now.schedule.sigmas):
-        return math.inf
-    above, here = now.schedule.sigmas[now.index - 1 : now.index + 1]
-    return above - here
+def _around(now: Step) -> tuple[float, float]:
+    """The widths of the step before, infinite where nothing is known of it, and of the next one, 0 where there is none.
+    """
+    sigmas = now.schedule.sigmas if now.schedule is not None else ()
+    widths = [above - below for above, below in itertools.pairwise(sigmas)]
+    return (
+        widths[now.index - 1] if 0 < now.index <= len(widths) else math.inf,
+        widths[now.index + 1] if now.index + 1 < len(widths) else 0.0,
+    )
 
 
 def _limited(repair: Tensor, feature: Tensor, most: float) -> Tensor:

@@ -505,10 +505,18 @@ def test_a_narrow_step_is_told_next_to_nothing_else_than_it_computed() -> None:
 
 
 def test_less_is_paid_behind_a_narrow_step() -> None:
-    whole, missing, left = pays((1.0, 0.9, 0.8, 0.7, 0.6, 0.0), now=3)
+    whole, missing, left = pays((1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0), now=3)
     assert torch.allclose(whole, missing, atol=1e-5) and not left.any()
-    behind, missing, left = pays((1.0, 0.9, 0.8, 0.799, 0.7, 0.0), now=3)
+    behind, missing, left = pays((1.0, 0.9, 0.8, 0.799, 0.7, 0.6, 0.0), now=3)
     assert float(behind.norm() / missing.norm()) < 3e-4 and left.any()  # of 1e-2 that is owed
+
+
+def test_less_is_paid_before_a_wide_step() -> None:
+    """A solver of two steps takes what changed along for the next one: four times as wide, it would end eight times the
+    payment too far.
+    """
+    before, missing, left = pays((1.0, 0.95, 0.9, 0.85, 0.65, 0.0), now=2)
+    assert 0.2 < float(before.norm() / missing.norm()) < 0.3 and left.any()
 
 
 # rows, estimates, tolerance -------------------------------------------------------------------------------------------
