@@ -46,7 +46,6 @@ class Repay(Correction):
     points: int = 3
     most: float = 3.0
     narrow: float = 0.5
-    through_noise: bool = False
 
     def repair(
         self,

@@ -67,7 +67,7 @@ class Motion:
 
     def __init__(self, keep: Callable[[Tensor], Tensor], moves: bool, prefix: str = "", once: bool = False) -> None:
         self.keep, self.moves, self.prefix, self.once = keep, moves, prefix, once
-        self.measured, self.stochastic, self.gone, self.repeats = False, False, 0.0, False
+        self.stochastic, self.gone, self.repeats = False, 0.0, False
         self._seen = 0
         self._went: list[float] = []
         self._told: deque[Told] = deque(maxlen=REACH)
@@ -181,7 +181,6 @@ class Motion:
         beside = np.concatenate([[1.0], -follow])
         left, differences = (float(beside @ each @ beside) for each in (plain, rough))
         noisy = left > NOISE * float(plain[0, 0]) > 0 and differences > WHITE * left
-        self.measured = True
         self.stochastic |= noisy
         if len(self._went) < self._enough:
             kept = 1 + float(follow[0] + follow[1])

@@ -31,10 +31,9 @@ from .types import BUDGET, CacheError, Figures, Method, Schedule, Step, Verdict
 
 
 class Session:
-    """One run. `schedule`: its noise levels; `keep` makes every tensor that outlives a forward; `corrects` is False
-    where the sampler does not take what it is told times a difference of sigmas, so that nothing can be paid back;
-    `observe` is told of every feature, computed or standing in; `has_float64` says whether a device can hold
-    accumulators; `measures`: whether the sampler's own moves can be seen between evaluations (`motion`).
+    """One run. `schedule`: its noise levels; `keep` makes every tensor that outlives a forward; `observe` is told of
+    every feature, computed or standing in; `has_float64` says whether a device can hold accumulators; `measures`:
+    whether the sampler's own moves can be seen between evaluations (`motion`).
     """
 
     def __init__(
@@ -43,7 +42,6 @@ class Session:
         schedule: Schedule,
         recorder: Recorder,
         keep: Callable[[Tensor], Tensor] = torch.clone,
-        corrects: bool = True,
         observe: Observe | None = None,
         has_float64: Callable[[torch.device], bool] = lambda device: True,
         measures: bool = False,
@@ -52,7 +50,6 @@ class Session:
             raise CacheError(f"{method.name} has no rule, so there is nothing to run")
         self.method, self.schedule, self.recorder = method, schedule, recorder
         self.keep, self.observe, self.has_float64 = keep, observe, has_float64
-        self.told_to_correct = corrects
         self.active = not method.never
         self.motion = Motion(keep, measures) if self.active else None
         self.parts: Motion | None = None
@@ -67,15 +64,6 @@ class Session:
     def revisits(self) -> bool:
         """Whether the sampler evaluates steps more than once."""
         return self.course.revisits
-
-    @property
-    def corrects(self) -> bool:
-        """Whether a repair reaches its aim: not where the sampler was seen to add noise of its own, or is said to as
-        long as nothing was seen.
-        """
-        if self.motion is None or not self.motion.measured:
-            return self.told_to_correct
-        return not self.motion.stochastic
 
     def begin(self, sigma: Tensor) -> None:
         """Start an evaluation at `sigma` (any shape, its first element counts; read later)."""
@@ -252,14 +240,14 @@ class Session:
         computed = {record.step for record in self.recorder.records if record.action != SKIPPED}
         return ask(self.schedule, sorted(computed))
 
-    def go_on(self, levels: Sequence[float], recorder: Recorder, corrects: bool) -> None:
+    def go_on(self, levels: Sequence[float], recorder: Recorder) -> None:
         """Take up a paused run at the first of these noise levels, where it has stopped: both are one run. One that
         does not end without noise is not the last.
         """
         done = self.schedule.sigmas[:-1]
         self.schedule = replace(self.schedule, sigmas=(*done, *levels), open=levels[-1] > 0)
         self.course, self.recorder = Course(self.schedule, len(done)), recorder
-        self.told_to_correct, self.too_short, self.active = corrects, False, True
+        self.too_short, self.active = False, True
 
     def pause(self) -> None:
         """End the run, but hold what the next one needs to go on with it. Locates the evaluations whose sigma nobody

@@ -342,8 +342,6 @@ class Track:
         new = Feature(step, value, inherited)
         repair = trail.repair[1] if trail.repair and trail.repair[0] == step.index else None
         correction = self.rule.correction
-        if correction is not None and not (self.session.corrects or correction.through_noise):
-            correction = None
         if correction is not None and lane.gap and history:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
         if correction is not None and (repair is not None or trail.debt) and trail.repair is None:

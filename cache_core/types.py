@@ -327,9 +327,6 @@ class Predictor:
 class Correction:
     """What repairs a computed feature for what was skipped before it. No state of its own."""
 
-    through_noise: bool = False
-    """Whether it repairs although the sampler was seen to add noise of its own."""
-
     def repair(
         self,
         history: tuple[Feature, ...],

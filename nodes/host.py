@@ -55,7 +55,7 @@ from .learned import Learned, built
 from .live import Live, page
 from .obstacles import AUTO_REGRESSIVE, obstacles, remarks, too_few
 from .pieces import Piece
-from .samplers import corrects, fresh_noise, is_stochastic, kind_of
+from .samplers import fresh_noise, is_stochastic, kind_of
 from .sites import CALL_SITES, Around, Branch, Forward, Guided, ModelCall, Options, Site, Unfit, fail_open, warn
 
 LOG = logging.getLogger("SpectralCache")
@@ -357,8 +357,8 @@ def _start(
     schedule = Schedule(tuple(levels), flow_noise if flow else plain_noise, flow)
     seen = given.denoise_mask is None
     piece = Piece(_executing(), attachment, guider)
-    session = piece.follow(levels, given, recorder, corrects(sampler)) or Session(
-        method, schedule, recorder, keep, corrects(sampler), attachment.observe, has_float64, measures=seen
+    session = piece.follow(levels, given, recorder) or Session(
+        method, schedule, recorder, keep, attachment.observe, has_float64, measures=seen
     )
     branches = _branches(session, guider, levels, model_options)
     run = Run(session, Live(recorder, page(attachment.node_id)), branches, _one_graph(model_options), piece)

@@ -51,7 +51,7 @@ class Piece:
         self.goes_on = False
         self.uuids: dict[Any, Any] = {}
 
-    def follow(self, levels: Sequence[float], given: Any, recorder: Recorder, corrects: bool) -> Session | None:
+    def follow(self, levels: Sequence[float], given: Any, recorder: Recorder) -> Session | None:
         """The session of the run that this one goes on with, if there is one."""
         left = _LEFT.get()
         _LEFT.set(None)
@@ -63,7 +63,7 @@ class Piece:
             return None
         self.uuids = {new: left.piece.uuids.get(old, old) for new, old in names.items()}
         self.goes_on = True
-        left.session.go_on(levels, recorder, corrects)
+        left.session.go_on(levels, recorder)
         return left.session
 
     def leave(self, session: Session, samples: Any) -> bool:

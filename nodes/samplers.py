@@ -18,24 +18,13 @@ def fresh_noise(name: str) -> str:
     return f"{name} adds fresh noise at every step, which no cache foresees: skipped steps show more"
 
 
-def noisy_name(sampler: Any) -> str:
-    """The sampler, or one inside it, that adds noise of its own as far as names and options tell; or nothing."""
-    names = names_of(sampler)
-    churned = names[0] if _churns(sampler) else ""
-    return next((name for name in names if is_stochastic(name)), churned)
-
-
 def kind_of(sampler: Any) -> tuple[str, bool]:
-    """The sampler's name, and whether it is said to add noise of its own."""
-    noisy = noisy_name(sampler)
-    return noisy or names_of(sampler)[0], bool(noisy)
-
-
-def corrects(sampler: Any) -> bool:
-    """Whether the sampler moves as it is told, as far as names and options tell: until its moves have been seen, and
-    where they cannot be.
+    """The sampler's name, or that of one inside it which adds noise of its own, and whether one does, as far as names
+    and options tell.
     """
-    return not noisy_name(sampler)
+    names = names_of(sampler)
+    noisy = next((name for name in names if is_stochastic(name)), names[0] if _churns(sampler) else "")
+    return noisy or names[0], bool(noisy)
 
 
 def is_stochastic(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""SpectralCache Auto on samplers that add noise, against fewer steps on the same noise, with its corrector and without.
+"""SpectralCache Auto on samplers that add noise, against fewer steps on the same noise, and without its corrector.
 
 Every run of a pair walks on one Brownian path, whatever its steps are: so a run with fewer steps aims at the same
 picture, which it does not where each step draws noise of its own. Samplers of which the host asks for no noise (or asks
@@ -15,22 +15,21 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.lab import Studio, fill
+from bench.lab import Studio, fill, noise
 from bench.lab.arms import method_version
 from bench.lab.intervals import paired
-from bench.lab.noise import Path
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
 from bench.lab.runner import ground
 from bench.lab.store import Outcome, Store, digest
 from bench.lab.table import document, fixed, markdown, number
-from cache_core.corrections import Repay
 from cache_core.metrics import psnr, ssim
-from cache_core.types import Correction, Method
+from cache_core.types import Method
 
 STEPS, COUNT, PAIRS = 28, 14, 4
 GUIDANCE = (1.0, 3.0)
@@ -39,8 +38,10 @@ OTHERS = ("dpm_fast", "dpm_adaptive", "res_multistep")
 """Two choose their own noise levels, one takes a noise sampler and adds none. (Samplers for a GPU and of CFG++ make the
 same steps as their namesakes.)
 """
-AUTO, WITH, WITHOUT, FEWER = "Auto", "with the corrector", "without the corrector", "fewer steps"
+AUTO, WITHOUT, FEWER = "Auto", "without the corrector", "fewer steps"
 STOOD_DOWN = "stood down"
+PATH = Path(noise.__file__).read_text("utf-8")
+"""The code of the noise, on which uncached runs depend too."""
 
 
 def stochastic(comfy: Any) -> list[str]:
@@ -55,13 +56,10 @@ def stochastic(comfy: Any) -> list[str]:
 
 
 def ways() -> dict[str, Method]:
-    """Auto as it is, and with a corrector that repays whatever the sampler does, or never."""
+    """Auto as it is, and without its corrector."""
     method = auto(COUNT, STEPS).made()
-
-    def repaired(correction: Correction | None) -> Method:
-        return replace(method, rules=tuple(replace(rule, correction=correction) for rule in method.rules))
-
-    return {AUTO: method, WITH: repaired(Repay(through_noise=True)), WITHOUT: repaired(None)}
+    bare = tuple(replace(rule, correction=None) for rule in method.rules)
+    return {AUTO: method, WITHOUT: replace(method, rules=bare)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Easel:
     def outcome(self, way: str, steps: int = STEPS) -> Outcome:
         """A run with this many steps, in one of the ways, against the full one."""
         code = self._code if way in self.ways else ""
-        key = digest(["stochastic", ground(self.studio), code, repr(self.case), way, str(steps)])
+        key = digest(["stochastic", PATH, ground(self.studio), code, repr(self.case), way, str(steps)])
         known = self.store.get(key)
         if known is None:
             known = self._measure(self.ways.get(way), steps)
@@ -118,8 +116,8 @@ class Easel:
         """A run's latent, its seconds, and how often a block ran in it."""
         lab, studio, case = self.studio.lab, self.studio, self.case
         model = studio.model if method is None else lab.attach(studio.model, method)
-        noise = lab.comfy.sample.prepare_noise(torch.zeros(1, 16, studio.side, studio.side), case.seed)
-        path = Path(tuple(noise.shape), 0.0, float(studio.sigmas(STEPS).max()), case.seed)
+        start = lab.comfy.sample.prepare_noise(torch.zeros(1, 16, studio.side, studio.side), case.seed)
+        path = noise.Path(tuple(start.shape), 0.0, float(studio.sigmas(STEPS).max()), case.seed)
         sampler = lab.comfy.samplers.ksampler(case.sampler, {"noise_sampler": path})
         sides = studio.conditioning(case.text), studio.conditioning("")
         made: list[int] = []
@@ -127,7 +125,7 @@ class Easel:
         started = lab.clock()
         try:
             latent = lab.comfy.sample.sample_custom(
-                model, noise, case.cfg, sampler, studio.sigmas(steps), *sides, torch.zeros_like(noise),
+                model, start, case.cfg, sampler, studio.sigmas(steps), *sides, torch.zeros_like(start),
                 disable_pbar=True, seed=case.seed,
             )  # fmt: skip
         finally:
@@ -147,8 +145,6 @@ def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator
                 easel = Easel(studio, store, Case(sampler, cfg, text, seed))
                 runs = {way: easel.outcome(way) for way in (AUTO, WITHOUT)}
                 ours = runs[AUTO]
-                it_is_on = ours.latent_psnr != runs[WITHOUT].latent_psnr
-                runs[WITH] = ours if it_is_on or ours.note else easel.outcome(WITH)
                 steps = max(round(STEPS * ours.computed / ours.evaluations), 1)
                 runs[FEWER] = easel.outcome(FEWER, STEPS if ours.note else steps)
                 for way, run in runs.items():
@@ -159,28 +155,45 @@ def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator
 
 
 def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """PSNR of Auto and of fewer steps, and the gain of all kinds of Auto over these."""
-    own = {way: [row for row in rows if row["way"] == way] for way in (AUTO, WITH, WITHOUT, FEWER)}
+    """PSNR of Auto and of fewer steps, and the gain over these with the corrector and without."""
+    own = {way: [row for row in rows if row["way"] == way] for way in (AUTO, WITHOUT, FEWER)}
     values = {way: [number(row["psnr"]) for row in found] for way, found in own.items()}
     computed = statistics.fmean(number(row["computed"]) for row in own[AUTO])
     if any(row["note"] for row in own[AUTO]):
-        return [f"{computed:.0f}", str(len(own[AUTO])), STOOD_DOWN, *[""] * 5]
-    gains = {way: paired(values[way], values[FEWER]) for way in (AUTO, WITH, WITHOUT)}
-    gain, on = gains[AUTO], values[AUTO] != values[WITHOUT]
+        return [f"{computed:.0f}", str(len(own[AUTO])), STOOD_DOWN, *[""] * 3]
     return [
         f"{computed:.0f} of {number(rows[0]['evaluations']):.0f}",
         str(len(own[AUTO])),
         *(fixed(statistics.fmean(values[way]), 1) for way in (AUTO, FEWER)),
-        f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})",
-        "on" if on else "off",
-        *(fixed(gains[way].mean, 1, sign=True) for way in (WITH, WITHOUT)),
+        *(over(values[way], values[FEWER]) for way in (AUTO, WITHOUT)),
     ]
+
+
+def over(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The mean gain and its interval."""
+    gain = paired(ours, theirs)
+    return f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})"
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> str:
+    """Over all samplers: how Auto stands, and what its corrector is worth there."""
+    psnr = {way: [number(row["psnr"]) for row in rows if row["way"] == way] for way in (AUTO, WITHOUT, FEWER)}
+    skipped = [runs for runs in zip(*psnr.values(), strict=True) if math.isfinite(runs[0])]
+    if not skipped:
+        return "Every run stood down."
+    gains, repaid = [ours - fewer for ours, _, fewer in skipped], [ours - bare for ours, bare, _ in skipped]
+    return (
+        f"Over all {len(skipped)} runs that skipped, Auto is {fixed(statistics.fmean(gains), 1, sign=True)} dB over "
+        f"fewer steps in the mean and closer in {sum(gain > 0 for gain in gains)}. Its corrector adds "
+        f"{fixed(statistics.fmean(repaid), 1, sign=True)} dB to that and helps in {sum(gain > 0 for gain in repaid)}, "
+        "so it is on whatever the sampler does."
+    )
 
 
 def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     """docs/stochastic.md."""
-    heading = ["", "computed", "pairs", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB", "its corrector",
-               "always with it", "never with it"]  # fmt: skip
+    heading = ["", "computed", "pairs", "Auto, PSNR", "fewer steps, PSNR", "Auto over fewer steps, dB",
+               "without its corrector"]  # fmt: skip
     parts = []
     for cfg in dict.fromkeys(row["cfg"] for row in rows):
         own = [row for row in rows if row["cfg"] == cfg]
@@ -191,9 +204,10 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
         "# Samplers that add noise",
         f"SpectralCache Auto, {COUNT} of {STEPS} steps computed, on the small FLUX; every prompt and seed pair has "
         "its one Brownian path of noise, so that fewer steps lead to the same picture. PSNR is to the full run of "
-        "the same sampler; in brackets the 95 % interval over pairs. Auto's corrector is off by itself where the "
-        "sampler was seen to add noise; the last two columns are the gain over fewer steps if it always repaired, or "
-        "never. Where a run stood down it is sampled uncached, and Cache Stats says why.",
+        "the same sampler; in brackets the 95 % interval over pairs. The last column is the gain over fewer steps of "
+        "the same runs if nothing were paid back. Where a run stood down it is sampled uncached, and Cache Stats says "
+        "why.",
+        summary(rows),
         *parts,
         about,
     )

@@ -121,7 +121,7 @@ def moves(*steps: str, skipped: tuple[int, ...] = (), again: bool = False) -> Mo
 def test_a_sampler_that_follows_what_it_is_told_is_no_noisy_one(step: str) -> None:
     """Whatever it makes of older answers, and however rough these are."""
     seen = moves(*[step] * 8)
-    assert (seen.measured, seen.stochastic, seen.gone) == (True, False, 0.0)
+    assert (seen.stochastic, seen.gone) == (False, 0.0)
 
 
 @pytest.mark.parametrize("step", ["noise", "little"])
@@ -157,7 +157,7 @@ def test_what_cannot_be_compared_is_not_measured() -> None:
     seen.look_away()
     seen.leave(x * 0.5)
     seen.arrive(torch.randn(1, 4, 8, 8), torch.tensor(0.9))
-    assert not seen.figures() and not seen.measured
+    assert not seen.figures()
 
 
 @pytest.mark.parametrize(("same", "expected"), [("denoised", True), ("slope", True), ("input", False), ("none", False)])

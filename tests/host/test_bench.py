@@ -180,12 +180,12 @@ def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None
 def test_stochastic_compares_runs_on_one_path_of_noise(folder: Path) -> None:
     bench(folder, "stochastic", *SMALLER)
     rows = {(row["sampler"], row["way"]): row for row in table(folder / "stochastic.csv")}
-    assert {way for _, way in rows} == {"Auto", "with the corrector", "without the corrector", "fewer steps"}
+    assert {way for _, way in rows} == {"Auto", "without the corrector", "fewer steps"}
     for way in ("Auto", "fewer steps"):  # on other noise a run would be nowhere near (5 to 15 dB)
         row = rows["euler_ancestral", way]
         assert float(row["computed"]) == 14 and 20 < float(row["psnr"]) < 100
     psnr = {way: row["psnr"] for (sampler, way), row in rows.items() if sampler == "euler_ancestral"}
-    assert psnr["Auto"] == psnr["without the corrector"] != psnr["with the corrector"]
+    assert psnr["Auto"] != psnr["without the corrector"]
     lcm = rows["lcm", "Auto"]
     assert "fresh noise" in lcm["note"] and lcm["psnr"] == "inf" and float(lcm["computed"]) == 28
     assert "stood down" in (folder / "stochastic.md").read_text("utf-8")
