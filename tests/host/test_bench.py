@@ -191,6 +191,17 @@ def test_stochastic_compares_runs_on_one_path_of_noise(folder: Path) -> None:
     assert "stood down" in (folder / "stochastic.md").read_text("utf-8")
 
 
+def test_controlnet_counts_the_runs_of_the_net(folder: Path) -> None:
+    bench(folder, "controlnet", "--side", "12", "--pairs", "1")
+    rows = {(row["cfg"], row["way"]): row for row in table(folder / "controlnet.csv")}
+    for cfg in ("1", "3"):
+        full, calls, whole = (rows[cfg, way] for way in ("no cache", "Auto, whole model calls", "Auto"))
+        assert [row["computed"] for row in (full, calls, whole)] == ["20", "10", "10"]
+        assert full["nets"] == calls["nets"] == "20" and whole["nets"] == "10"
+        assert 20 < float(whole["psnr"]) < 100 and full["psnr"] == "inf"
+    assert "## CFG 3" in (folder / "controlnet.md").read_text("utf-8")
+
+
 # speed ----------------------------------------------------------------------------------------------------------------
 
 SMALL = ("--double", "1", "--side", "16", "--rounds", "9", "--minutes", "0.001", "--idle-rounds", "1")
