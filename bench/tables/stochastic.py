@@ -170,8 +170,10 @@ def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def over(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The mean gain and its interval."""
+    """The mean gain, and its interval where there is more than one pair."""
     gain = paired(ours, theirs)
+    if len(ours) < 2:
+        return fixed(gain.mean, 1, sign=True)
     return f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})"
 
 
