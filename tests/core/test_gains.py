@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.tables import cost
 from bench.tables import gains as gains_table
+from bench.tables import halves
 from cache_core import methods
 from cache_core.gains import LEAST, MOST, Gains, Learner, by_profile, corrected, settings
 from cache_core.outputs import ChannelGain, NoiseGain
@@ -172,3 +173,14 @@ def test_half_steps_lie_between_full_ones() -> None:
     }
     drift = [1 + 0.01 * step for step in range(14)]  # a machine that gets slower
     assert all(share == pytest.approx(1) for found in cost.shares(drift, 2).values() for share in found)
+
+
+def test_what_the_scaling_takes_back_is_told_pair_by_pair() -> None:
+    rows = [
+        {"name": f"{halves.SCALINGS[scaling]}, {work:g}", "psnr_each": each}
+        for work, both in zip(halves.WORKS, ("29.0 28.0", "31.0 32.0", "29.5 31.0"), strict=True)
+        for scaling, each in (("off", "30.0 30.0"), ("paper", both))
+    ]
+    told = halves.taken_back(rows)
+    assert "-1.5 dB (-2.0 to -1.0) at 0.7, +1.5 dB (+1.0 to +2.0) at 0.5, +0.2 dB (-0.5 to +1.0) at 0.35" in told
+    assert "at 1 of 3 shares of the work, makes it worse at 1, where the paper" in told
