@@ -53,7 +53,7 @@ def grid(pairs: int | None, quick: bool = False) -> list[Group]:
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/gains.md."""
     parts, signs = [], dict[str, list[int]]()
-    for cfg in GUIDANCE:
+    for cfg in dict.fromkeys(float(row["cfg"]) for row in rows):
         body = []
         for name in dict.fromkeys(row["family"] for row in rows):
             mine = [row for row in rows if row["family"] == name and float(row["cfg"]) == cfg]
@@ -65,14 +65,14 @@ def report(rows: Sequence[Row], about: str) -> str:
                 cells.append(f"{fixed(over.mean, 2, sign=True)} ({low} to {high})")
                 signs.setdefault(row["name"].rpartition(", ")[2], []).append(over.sign)
             body.append(cells)
-        parts += [f"## CFG {cfg:g}", markdown(["PSNR", "work, in steps", *HEADINGS.values()], body)]
+        heading = f"## CFG {cfg:g}, {mine[0]['pairs']} prompt and seed pairs"
+        parts += [heading, markdown(["PSNR", "work, in steps", *HEADINGS.values()], body)]
     return document(
         "# Gains",
         f"What a cache does to a run, learned from {LEARNED_FROM} other prompts and taken back, on the small FLUX: "
-        f"{rows[0]['steps']} steps, Euler, {rows[0]['pairs']} prompt and seed pairs. PSNR to the full run, mean over "
-        "pairs, and what a gain adds to it, pair by pair, with its 95 % interval; the work is the same in each row but "
-        "for methods that look at the picture. A learned gain belongs to one method with one set of settings, and "
-        "learning it takes two runs a prompt.",
+        f"{rows[0]['steps']} steps, Euler. PSNR to the full run, mean over pairs, and what a gain adds to it, pair by "
+        "pair, with its 95 % interval; the work is the same in each row but for methods that look at the picture. A "
+        "learned gain belongs to one method with one set of settings, and learning it takes two runs a prompt.",
         " ".join(
             f"The {HEADINGS[kind]}: closer to the full run in {found.count(1)} of {len(found)} settings, further away "
             f"in {found.count(-1)}, undecided in {found.count(0)}."
@@ -85,6 +85,7 @@ def report(rows: Sequence[Row], about: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser)
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.tables import cost
+from bench.tables import cost, halves
 from bench.tables import gains as gains_table
-from bench.tables import halves
 from cache_core import methods
 from cache_core.gains import LEAST, MOST, Gains, Learner, by_profile, corrected, settings
 from cache_core.outputs import ChannelGain, NoiseGain
