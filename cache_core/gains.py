@@ -6,27 +6,31 @@ noise     b = ||eps|| / ||eps^||, mean over samples: FEB-Cache's gain (arXiv 250
 channels  K = cov(x, x^) / var(x^) of each channel over samples and positions: the variance compensation of Q&C (arXiv
           2503.02508), whose closed form has two more terms that grow without bound where x is near 0; they are left out
 
-Gains belong to noise levels: between those of the two runs they follow a straight line, so that a run of other steps
-can use them.
+Gains belong to one method with one set of settings, and to noise levels: between those of the two runs they follow a
+straight line.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .generators import misfit
 from .outputs import ChannelGain, NoiseGain
-from .types import CacheError, Method, Step
+from .profile import Profile
+from .types import CacheError, Method, Output, Schedule, Step
 
-Runs = Sequence[Sequence[Tensor]]
-"""For each sample a tensor a step, b c ..."""
+Kind = Literal["noise", "channels"]
 LEAST, MOST = 0.9, 1.1
 """Gains are near 1; one beyond these would repair more than a cache has done."""
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +60,94 @@ class Gains:
         return high - 1, high, (above - step.sigma) / (above - below)
 
 
-def noise_gains(full: Runs, cached: Runs) -> tuple[float, ...]:
-    """b of each step, from the predicted noise of both runs (or anything that all steps scale alike)."""
-    norms = [[[float(eps.float().norm()) for eps in run] for run in runs] for runs in (full, cached)]
-    ratios = torch.tensor(norms[0]) / torch.tensor(norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
-    return tuple(ratios.mean(0).clamp(LEAST, MOST).tolist())
+class Learner:
+    """Sums over samples, each seen step by step in full and then with the cache. Of a sample the denoised latents of
+    the full run are held until the next one, where they are.
+    """
+
+    def __init__(self) -> None:
+        self._full: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ratios: dict[int, list[Tensor]] = {}
+        self._sums: dict[int, Tensor] = {}  # 5 c: places, and sums of x, x^, x·x^, x^²
+
+    def full(self, step: int, noise: Tensor, denoised: Tensor) -> None:
+        """noise: its norm, or anything that all evaluations of a step scale alike; denoised: b c ..."""
+        self._full[step] = noise, denoised
+
+    def cached(self, step: int, noise: Tensor, denoised: Tensor) -> None:
+        """The same of the run with the cache; steps that the full run lacks are left out."""
+        if step not in self._full:
+            return
+        norm, exact = self._full[step]
+        self._ratios.setdefault(step, []).append(norm.float() / noise.float().clamp(min=TINY))
+        x, off = (latent.double().transpose(0, 1).flatten(1) for latent in (exact, denoised))  # c (b ...)
+        sums = torch.stack([torch.ones_like(x), x, off, x * off, off.square()]).sum(2)
+        self._sums[step] = self._sums[step] + sums if step in self._sums else sums
+
+    def noise(self, total: int) -> Tensor:
+        """b of each step, 1 where nothing was seen: t"""
+        found = torch.ones(total)
+        for step, ratios in self._ratios.items():
+            found[step] = torch.stack(ratios).mean().clamp(LEAST, MOST)
+        return found
+
+    def channels(self, total: int) -> Tensor:
+        """K of each step and channel, 1 where nothing was seen: t c"""
+        found = torch.ones(total, len(next(iter(self._sums.values()))[0]) if self._sums else 1)
+        for step, (places, x, off, both, square) in self._sums.items():
+            variance = square - off * off / places
+            gain = (both - x * off / places) / variance.clamp(min=TINY)
+            found[step] = torch.where(variance > ROUNDED * square, gain, 1.0).clamp(LEAST, MOST)
+        return found
 
 
-def channel_gains(full: Runs, cached: Runs) -> Tensor:
-    """K of each step and channel, from the denoised latents of both runs: t c."""
-    return torch.stack(
-        [_channel_gain(*(torch.cat([_by_channel(run[step]) for run in runs], 1) for runs in (full, cached)))
-         for step in range(len(full[0]))]
-    )  # fmt: skip
+ROUNDED = 1e-12
+"""Of a channel's mean square, what a variance of nothing comes to by rounding."""
 
 
-def corrected(method: Method, gains: Gains, kind: Literal["noise", "channels"]) -> Method:
+def corrected(method: Method, gains: Gains, kind: Kind) -> Method:
     """The method with its gains taken back: once it has skipped something, and never where it skips nothing."""
     if method.output is not None:
         raise CacheError(f"{method.name} acts on the result already; switch that off to add a gain")
-    output = NoiseGain(gains.noise_at) if kind == "noise" else ChannelGain(gains.channels_at)
+    output: Output = NoiseGain(gains.noise_at) if kind == "noise" else ChannelGain(gains.channels_at)
     return replace(method, output=output, params={**method.params, "gain": kind})
 
 
-def _by_channel(latent: Tensor) -> Tensor:
-    """b c ... -> c (b ...)"""
-    return latent.float().transpose(0, 1).flatten(1)
+# by a profile ---------------------------------------------------------------------------------------------------------
 
 
-def _channel_gain(full: Tensor, cached: Tensor) -> Tensor:
-    """c n, c n -> c"""
-    full, cached = (each - each.mean(1, keepdim=True) for each in (full, cached))
-    variance = cached.square().sum(1)
-    gain = (full * cached).sum(1) / variance.clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.where(variance > 0, gain, 1.0).clamp(LEAST, MOST)
+def settings(method: Method) -> str:
+    """What a gain belongs to: the method and its parameters, as JSON."""
+    return json.dumps([method.name, dict(method.params)], sort_keys=True)
+
+
+def by_profile(method: Method, profile: Profile, kind: Kind) -> Method:
+    """The method with the gains of a profile, in runs of the profile's noise levels. Raises `CacheError` where they are
+    another method's, or of other settings.
+    """
+    if profile.about.get("gained") != settings(method):
+        raise CacheError(f"its gain belongs to {profile.about['gained']}, this is {settings(method)}")
+    noise, channels = (profile.tables[f"gain.{name}"].nan_to_num(1.0).clamp(LEAST, MOST) for name in TABLES)
+    made = corrected(method, Gains(tuple(profile.tables["sigmas"].tolist()), tuple(noise.tolist()), channels), kind)
+    assert made.output is not None
+    return replace(made, output=Fitting(made.output, profile), remark=partial(_remark, profile, method.remark))
+
+
+TABLES = ("noise", "channels")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting(Output):
+    """Another one in runs of the profile's noise levels, nothing in others."""
+
+    output: Output
+    profile: Profile
+
+    def adjust(self, now: Step, x: Tensor, denoised: Tensor) -> Tensor:
+        if now.schedule is None or misfit(self.profile, now.schedule):
+            return denoised.clone()
+        return self.output.adjust(now, x, denoised)
+
+
+def _remark(profile: Profile, own: Callable[[Schedule], str] | None, schedule: Schedule) -> str:
+    return "; ".join(filter(None, (own and own(schedule), misfit(profile, schedule))))

@@ -24,6 +24,9 @@ course
     course.gram                    t t    <F_s, F_t> of the guided result's ODE derivatives, mean over samples, over
                                           their mean square: float64, since differences of neighbours count
     course.amplified               t      |change of the last latent| over |change of F_t| times the step's width
+gain: what the cache named in the header as `gained` does to a run (`gains`); d is the latent's channel
+    gain.noise                     t      norm of the predicted noise without the cache over the one with it
+    gain.channels                  t d    cov(x, x^) / var(x^) of the denoised latents
 """
 
 from __future__ import annotations
@@ -54,11 +57,14 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "trunk": {"trunk.signal": "cnt", "trunk.change": "cnt", "trunk.magnitude": "cnt", "trunk.embedding": "t"},
     "branch": {"branch.difference": "nt"},
     "course": {"course.gram": "tt", "course.amplified": "t"},
+    "gain": {"gain.noise": "t", "gain.channels": "td"},
 }
 """The tables of each group, and a letter for each of their axes."""
 WIDE = frozenset({"course.gram"})
 """Tables in float64."""
 WORDS = ("model", "family", "sampler", "scheduler", "size", "date", "pack", "name")
+LATE = {"gained": ""}
+"""Words that older profiles lack, and what they then are."""
 NUMBERS = ("steps", "cfg", "samples", "shift")
 GUIDANCE, AREA = 2.0, 8.0
 """By what factor a run's CFG, and the area of its latent, may differ from the profile's."""
@@ -67,7 +73,8 @@ GUIDANCE, AREA = 2.0, 8.0
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """about: model (a fingerprint of its dimensions), family, sampler, scheduler, size (of the latent), date, pack,
-    name (by which it is stored), steps, cfg, samples, shift (0: not known).
+    name (by which it is stored), steps, cfg, samples, shift (0: not known), gained (the cache whose gain it holds, as
+    `gains.settings` says it).
     """
 
     about: Mapping[str, Any]
@@ -138,6 +145,7 @@ IN_WORDS = {
     "trunk": "the blocks as a whole",
     "branch": "the two sides of guidance",
     "course": "the run's course",
+    "gain": "a cache's gain",
 }
 
 
@@ -177,19 +185,21 @@ def _header(data: bytes) -> dict[str, Any]:
         metadata = json.loads(data[8 : 8 + size])["__metadata__"][KEY]
         about = json.loads(metadata)
         version, words = about["version"], {name: about[name] for name in WORDS}
+        late = {name: about.get(name, default) for name, default in LATE.items()}
         numbers = {name: about[name] for name in NUMBERS}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CacheError("the file is no profile; make one with Cache Calibrate") from None
     if version != VERSION:
         raise CacheError(f"the profile has version {str(version)[:20]}, this pack reads {VERSION}; calibrate again")
-    if not all(isinstance(word, str) and len(word) < LONGEST for word in words.values()):
+    short = all(isinstance(word, str) and len(word) < LONGEST for word in words.values())
+    if not short or not all(isinstance(word, str) and len(word) < LONGEST_SETTINGS for word in late.values()):
         raise CacheError("the profile's header holds something else than words; calibrate again")
     if not all(type(n) in (int, float) and 0 <= n <= LARGEST_NUMBER for n in numbers.values()):
         raise CacheError("the profile's header holds something else than numbers; calibrate again")
-    return {**words, **numbers}
+    return {**words, **numbers, **late}
 
 
-LONGEST, LARGEST_NUMBER = 200, 1e9
+LONGEST, LONGEST_SETTINGS, LARGEST_NUMBER = 200, 4000, 1e9
 
 
 def _checked(tables: Mapping[str, Tensor]) -> dict[str, Tensor]:

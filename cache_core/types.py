@@ -433,7 +433,8 @@ Slot = tuple[str, int]
 class Whole:
     """A part of a block that one submodule computes: it returns the outputs of `streams` before their gates, one tensor
     or a tuple in this order. width: channels that attention runs over in it, 0 where there is none; over: the stream
-    that attention looks at; keyed: the linear layers in it that run over that stream instead of their own.
+    that attention looks at; keyed: the linear layers in it that run over that stream instead of their own, its keys
+    and values (further pairs: each over a part of its tokens).
     """
 
     module: Any
@@ -457,11 +458,13 @@ class Split:
 class Fused:
     """Attention and MLP side by side in two linear layers: `enter` gives queries, keys and values (3·width rows), then
     the MLP's hidden channels; `leave` takes attention's result (width columns), then the activated hidden channels.
+    act: the module that alone turns the ones into the others, if there is one.
     """
 
     enter: Any
     leave: Any
     width: int
+    act: Any = None
     streams: tuple[str, ...] = (JOINT,)
 
 

@@ -2,8 +2,8 @@
 
 Each sample is one full run that is watched (`watcher`), and one in which modules are tried apart (`calibration`), which
 takes longer; `record` leaves one of them out. The first is made again in parts, to see what an error of one step does
-to the picture (`amplifier`). The profile is stored when everything is done: an interrupt leaves
-nothing behind.
+to the picture (`amplifier`). Or each is one run in full and one with the cache that is on the model (`comparer`). The
+profile is stored when everything is done: an interrupt leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..cache_core.gains import Learner, settings
 from ..cache_core.profile import Profile
-from ..cache_core.types import CacheError
+from ..cache_core.types import CacheError, Method
 from . import host, shelf
 from .amplifier import Amplifier
 from .calibration import Calibrator
 from .calibration_report import report
+from .comparer import Comparer
 from .plots import plots
 from .schema import ADVANCED, PROFILE, schema
 from .watcher import Watcher, joined
@@ -38,7 +40,7 @@ DESCRIPTION = (
 )
 FEWEST, MOST_SAMPLES = 5, 8
 MORE = ("positive_2", "positive_3", "positive_4")
-EVERYTHING, RUN, APART = "everything", "whole run", "modules"
+EVERYTHING, RUN, APART, GAIN = "everything", "whole run", "modules", "gain"
 
 
 class SpectralCacheCalibrate(io.ComfyNode):
@@ -54,7 +56,7 @@ class SpectralCacheCalibrate(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn, with the same LoRAs and patches as in the run: "
                                "FLUX.1, Qwen-Image or Wan; of others the course of whole runs is learned, for "
-                               "SpectralCache Auto. A cache on it is left out while it learns."),
+                               "SpectralCache Auto. A cache on it is left out while it learns, but for record gain."),
                 io.Conditioning.Input("positive", tooltip="The prompt. Off the others below, every sample has this one "
                                       "with another seed."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt: it only counts at a cfg above 1."),
@@ -77,11 +79,12 @@ class SpectralCacheCalibrate(io.ComfyNode):
                              "Higher: slower, more memory, better at low work. 2 is typical."),
                 *(io.Conditioning.Input(name, optional=True, tooltip="Another prompt: samples take turns. More of "
                                         "them: the profile is less about one picture.") for name in MORE),
-                io.Combo.Input("record", options=[EVERYTHING, RUN, APART], default=EVERYTHING, optional=True,
+                io.Combo.Input("record", options=[EVERYTHING, RUN, APART, GAIN], default=EVERYTHING, optional=True,
                                extra_dict=dict(ADVANCED), tooltip="What is learned. everything (typical); whole run: "
                                "only what SpectralCache Auto, TeaCache, MagCache and their kin use, in a fraction of "
                                "the time and on every model; modules: only what methods that reuse attention and MLP "
-                               "apart use."),
+                               "apart use; gain: what the cache that is on this model does to the noise and to each "
+                               "channel, for the same method's gain."),
                 io.String.Input("name", default="", optional=True, extra_dict=dict(ADVANCED), tooltip="By which Cache "
                                 "Profile lists it. Empty (typical): model, sampler, steps and day. A name that is "
                                 "taken gets a number behind it."),
@@ -118,14 +121,18 @@ class SpectralCacheCalibrate(io.ComfyNode):
         if record == APART and not described:
             raise CacheError(f"{NAME}: record is {APART}, but the blocks of {family} are not described here, so its "
                              f"modules cannot be told apart; use {RUN}")  # fmt: skip
+        cache = _cache(model) if record == GAIN else None
         recorders = _recorders(record, described, cfg > 1, lags, lambda: bar.update(1))
-        amplifier = None if record == APART else Amplifier(steps, lambda: bar.update(1))
+        if cache is not None:
+            learner, flow = Learner(), host.flow(model)
+            recorders = [Comparer(learner, method, flow, lambda: bar.update(1)) for method in (None, cache)]
+        amplifier = None if record in (APART, GAIN) else Amplifier(steps, lambda: bar.update(1))
         total = samples * steps * sum(recorder.trials for recorder in recorders)
         bar = comfy.utils.ProgressBar(total + (amplifier.evaluations if amplifier else 0))
         prompts = [positive, *(prompt for prompt in more.values() if prompt is not None)]
         empty = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
 
-        def sampled(watching: Watcher | Calibrator | Amplifier, number: int) -> torch.Tensor:
+        def sampled(watching: Recorder | Amplifier, number: int) -> torch.Tensor:
             """One run that is looked at."""
             latent: torch.Tensor = comfy.sample.sample(
                 host.calibrating(model, watching.method, watching.observe, watching.around),
@@ -165,16 +172,29 @@ class SpectralCacheCalibrate(io.ComfyNode):
             "date": datetime.date.today().isoformat(),
             "pack": _version(),
             "name": "",
+            "gained": "" if cache is None else settings(cache),
         }
         profile, said = _stored(Profile(about, tables), name)
         return io.NodeOutput(profile, f"{said}\n{report(profile)}", plots(profile))
 
 
-def _recorders(
-    record: str, described: bool, guided: bool, lags: int, ticked: Callable[[], None]
-) -> list[Watcher | Calibrator]:
+Recorder = Watcher | Calibrator | Comparer
+
+
+def _cache(model: Any) -> Method:
+    """The method that is on the model. Raises `CacheError` where its gain cannot be learned."""
+    attachment = host.attachment_of(model)
+    if attachment is None:
+        raise CacheError(f"{NAME}: record is {GAIN}, but no cache is on this model; connect that of Cache Method")
+    if attachment.method.output is not None:
+        raise CacheError(f"{NAME}: record is {GAIN}, but {attachment.method.name} has a gain or scaling on already; "
+                         "switch that off on the model that is learned")  # fmt: skip
+    return attachment.method
+
+
+def _recorders(record: str, described: bool, guided: bool, lags: int, ticked: Callable[[], None]) -> list[Recorder]:
     """Who looks on, in runs of its own each."""
-    recorders: list[Watcher | Calibrator] = []
+    recorders: list[Recorder] = []
     if record != APART:
         recorders.append(Watcher(described, guided, ticked))
     if record != RUN and described:

@@ -31,7 +31,7 @@ def report(profile: Profile) -> str:
         f"{about['model']}; {about['sampler']}, {about['scheduler']}, {about['steps']} steps, CFG {about['cfg']:g}, "
         f"{about['samples']} samples of {about['size']}, {about['date']}"
     )
-    parts = {"modules": _modules, "trunk": _trunk, "branch": _branch, "course": _course}
+    parts = {"modules": _modules, "trunk": _trunk, "branch": _branch, "course": _course, "gain": _gain}
     return "\n".join([head, *(line for group in profile.groups for line in parts[group](profile))])
 
 
@@ -99,6 +99,15 @@ def _course(profile: Profile) -> Iterator[str]:
             count = max(round(share * profile.total), 2)
             error = expectation.error(places(profile.total, count))
             yield f"SpectralCache Auto by it, {count} computed: error of the latent about {100 * error:.1f} %"
+
+
+def _gain(profile: Profile) -> Iterator[str]:
+    yield ""
+    yield f"Gain of {profile.about['gained']}"
+    yield f"predicted noise: {_places(profile.tables['gain.noise'].tolist(), 1.0)} (start, middle, end)"
+    channels = profile.tables["gain.channels"]
+    spread = f"{channels.min():.3g} to {channels.max():.3g}"
+    yield f"channels: {_places(channels.mean(1).tolist(), 1.0)} in the mean, {spread} in all"
 
 
 def _shown(rests: Collection[int], total: int) -> str:

@@ -51,7 +51,7 @@ from .conditioning import (
     takes_turns,
     weights,
 )
-from .learned import Learned, built
+from .learned import OFF, Learned, gained
 from .live import Live, page
 from .obstacles import AUTO_REGRESSIVE, obstacles, remarks, too_few
 from .pieces import Piece
@@ -138,16 +138,23 @@ def fingerprint(model: Any) -> tuple[str, str]:
     return architecture.name, f"{architecture.name}, {len(slots)} blocks of {width}"
 
 
+def flow(model: Any) -> bool:
+    """Whether a ModelPatcher's model is a flow model."""
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
 def shift(model: Any) -> float:
     """By how much a ModelPatcher's noise levels are shifted; 0 where its sampling knows no shift."""
     return float(getattr(model.get_model_object("model_sampling"), "shift", 0.0) or 0.0)
 
 
-def apply(model: Any, published: Published, profile: Any, params: Mapping[str, Any], node_id: str | None) -> Any:
-    """A clone on which a published method runs with these parameters, and with what came in as its profile. Raises
-    `CacheError` on values that no run could use.
+def apply(
+    model: Any, published: Published, profile: Any, params: Mapping[str, Any], node_id: str | None, gain: str = OFF
+) -> Any:
+    """A clone on which a published method runs with these parameters, with what came in as its profile, and with a gain
+    of `learned.GAINS`. Raises `CacheError` on values that no run could use.
     """
-    method, learned = built(fingerprint(model)[1], published, profile, params)
+    method, learned = gained(fingerprint(model)[1], published, profile, params, gain)
     return attach(model, method, node_id, learned=learned)
 
 

@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache_core.gains import by_profile
 from ..cache_core.parameters import Published
 from ..cache_core.profile import Profile, Refused
 from ..cache_core.types import CacheError, Method
 
 MAKER = "Cache Calibrate or Cache Profile"
+OFF, GAIN = "off", "gain"
+GAINS = (OFF, "noise", "channels")
+"""What of a cache's effect is taken back (`gains`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +67,38 @@ def built(
         return plain, Learned(why=unused(profile.title, str(error)))
 
 
+def gained(
+    fingerprint: str, published: Published, profile: Any, params: Mapping[str, Any], gain: str
+) -> tuple[Method, Learned | None]:
+    """The same with a gain of `GAINS`, which is then all that the profile is for."""
+    if gain == OFF:
+        return built(fingerprint, published, profile, params)
+    if profile is None:
+        raise CacheError(f"gain is {gain}, but there is no profile; connect {MAKER}, or switch gain off")
+    plain, _ = built(fingerprint, published, None, params)
+    why = _unusable(fingerprint, profile, (GAIN,))
+    if why:
+        return plain, Learned(why=why)
+    try:
+        return by_profile(plain, profile, "noise" if gain == "noise" else "channels"), Learned(profile, plain)
+    except CacheError as error:
+        return plain, Learned(why=unused(profile.title, str(error)))
+
+
 def refusal(fingerprint: str, published: Published, profile: Any) -> str:
     """Why the method goes without this profile, in a sentence, or an empty string."""
+    if isinstance(profile, Profile) and not published.profiled:
+        return f"{published.title} uses no profile; the one that is connected changes nothing"
+    return _unusable(fingerprint, profile, published.profiled)
+
+
+def _unusable(fingerprint: str, profile: Any, groups: tuple[str, ...]) -> str:
+    """Why nothing of these groups can be had from it on a model of this fingerprint, or an empty string."""
     if isinstance(profile, Refused):
         return unused(profile.name, profile.why)
     if not isinstance(profile, Profile):
         return unused("connected", f"it is {type(profile).__name__}; connect {MAKER}")
-    if not published.profiled:
-        return f"{published.title} uses no profile; the one that is connected changes nothing"
-    why = profile.refusal(fingerprint) or profile.lacks(published.profiled)
+    why = profile.refusal(fingerprint) or profile.lacks(groups)
     return unused(profile.title, f"{why}; calibrate again") if why else ""
 
 

@@ -14,7 +14,8 @@ from ..cache_core.parameters import Published
 from ..cache_core.types import CacheError
 from . import host
 from .apply import widget
-from .schema import ALIASES, PROFILE, schema
+from .learned import GAINS, OFF
+from .schema import ADVANCED, ALIASES, PROFILE, schema
 
 NAME = "Cache Method"
 DYNAMIC = hasattr(io, "DynamicCombo")
@@ -30,6 +31,12 @@ DESCRIPTION = (
 PARAMETERS_TOOLTIP = (
     'The method\'s settings as JSON, such as {"threshold": 0.4}; what is not named keeps its default. (This ComfyUI '
     "shows no inputs that depend on the method; newer ones do.)"
+)
+GAIN_TOOLTIP = (
+    "Takes back what this method, at these settings, was learned to do to a run: noise scales the predicted noise "
+    "(FEB-Cache's gain), channels draws each channel of the latent to or from its mean (Q&C's). It costs no time, but "
+    "needs a profile that Cache Calibrate made with record gain from a model with the same method on it. off (typical) "
+    "changes nothing."
 )
 
 
@@ -49,6 +56,8 @@ class SpectralCacheMethodApply(io.ComfyNode):
                                "Stats."),
                 *(_dynamic() if DYNAMIC else _plain()),
                 io.Custom(PROFILE).Input("profile", optional=True, tooltip=_profile_tooltip()),
+                io.Combo.Input("gain", options=list(GAINS), default=OFF, optional=True, extra_dict=dict(ADVANCED),
+                               tooltip=GAIN_TOOLTIP),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model with the method on it. The model that came in is not changed.")
@@ -63,16 +72,20 @@ class SpectralCacheMethodApply(io.ComfyNode):
         try:
             published, params = _chosen(given.get("method"), given.get("parameters"))
             published.check(params)
+            _check_gain(given.get("gain"), "profile" in given)
         except CacheError as error:
             return f"{NAME}: {error}"
         return True
 
     @classmethod
-    def execute(cls, model: Any, method: Any = None, parameters: str = "", profile: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, method: Any = None, parameters: str = "", profile: Any = None, gain: str | None = None
+    ) -> io.NodeOutput:
         """Checks everything again, since linked values are only known now."""
         try:
             published, params = _chosen(method, parameters)
-            return io.NodeOutput(host.apply(model, published, profile, params, cls.hidden.unique_id))
+            _check_gain(gain, profile is not None)
+            return io.NodeOutput(host.apply(model, published, profile, params, cls.hidden.unique_id, gain or OFF))
         except CacheError as error:
             raise CacheError(f"{NAME}: {error}") from None
 
@@ -89,6 +102,15 @@ def _chosen(method: Any, parameters: str | None) -> tuple[Published, dict[str, A
     if name not in known:
         raise CacheError(f"method is {name!r}; use {' or '.join(_names())}")
     return known[name], params
+
+
+def _check_gain(gain: object, profile: bool) -> None:
+    """None: not known yet, or not there."""
+    if gain not in (None, *GAINS):
+        raise CacheError(f"gain is {gain!r}; use {' or '.join(GAINS)}")
+    if gain not in (None, OFF) and not profile:
+        raise CacheError(f"gain is {gain}, but no profile is connected; connect Cache Calibrate with record gain, or "
+                         f"set gain to {OFF}")  # fmt: skip
 
 
 def _from_json(text: str | None) -> dict[str, Any]:

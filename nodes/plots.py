@@ -62,6 +62,9 @@ def _panels(profile: Profile) -> Iterator[tuple[str, list[Curve]]]:
     if "modules" in profile.groups:
         curves = [Curve(f"{kind}, 1 step", (100 * tables[f"{kind}.change"][0].nanmean(1)).tolist()) for kind in MODULES]
         yield "Change of a module's output, in percent, mean over blocks", curves
+    if "gain" in profile.groups:
+        gains = {"noise": tables["gain.noise"], "channels, mean": tables["gain.channels"].mean(1)}
+        yield "Gain of a cache", [Curve(name, values.tolist()) for name, values in gains.items()]
 
 
 def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: Sequence[Curve]) -> None:

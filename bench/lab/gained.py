@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.lab.arms import Cached, SetUp
 from bench.lab.pairs import COUNT, Pair, prompts
 from cache_core import methods
-from cache_core.gains import Gains, channel_gains, corrected, noise_gains
+from cache_core.gains import Gains, Kind, Learner, corrected
 
 if TYPE_CHECKING:
     from bench.lab.studio import Studio
@@ -26,7 +26,7 @@ LEARNED_FROM = 3
 class Gained(Cached):
     """A method with the gains of one kind, learned at this guidance."""
 
-    gain: Literal["noise", "channels"] = "noise"
+    gain: Kind = "noise"
     cfg: float = 1.0
 
     def set_up(self, studio: Studio, steps: int) -> SetUp:
@@ -37,20 +37,24 @@ class Gained(Cached):
 @functools.lru_cache(maxsize=64)
 def learned(studio: Studio, method: str, params: str, steps: int, cfg: float) -> Gains:
     """The gains of a method with these parameters (JSON)."""
-    full, cached = watched(studio, "", "{}", steps, cfg), watched(studio, method, params, steps, cfg)
+    learner = Learner()
+    runs = (watched(studio, "", "{}", steps, cfg), watched(studio, method, params, steps, cfg))
+    for full, cached in zip(*runs, strict=True):
+        for told, run in ((learner.full, full), (learner.cached, cached)):
+            for step, (noise, denoised) in enumerate(run):
+                told(step, noise, denoised)
     sigmas = tuple(studio.sigmas(steps).tolist()[:-1])
-    noise = noise_gains(full["noise"], cached["noise"])
-    return Gains(sigmas, noise, channel_gains(full["denoised"], cached["denoised"]))
+    return Gains(sigmas, tuple(learner.noise(steps).tolist()), learner.channels(steps))
 
 
 @functools.lru_cache(maxsize=16)
 def watched(
     studio: Studio, method: str, params: str, steps: int, cfg: float
-) -> Mapping[str, list[list[torch.Tensor]]]:
-    """The predicted noise (up to a factor of each step) and the denoised latent of every step, sample by sample: of the
-    full run without a method.
+) -> Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]:
+    """Norm of the predicted noise (up to a factor of each step) and denoised latent of every step, sample by sample: of
+    the full run without a method.
     """
-    found: dict[str, list[list[torch.Tensor]]] = {"noise": [], "denoised": []}
+    found = []
     for text, seed in prompts(COUNT)[-LEARNED_FROM:]:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -59,7 +63,7 @@ def watched(
         ) -> Any:
             out = executor(x, sigma, *args, **options)
             alpha = float(1 - sigma.flatten()[0])
-            seen.append((x - alpha * out, out.clone()))
+            seen.append(((x - alpha * out).float().norm(), out.clone()))
             return out
 
         model = studio.model.clone()  # what is around an evaluation first is outermost: it sees skipped ones too
@@ -67,6 +71,5 @@ def watched(
         if method:
             model = studio.lab.attach(model, methods()[method](**json.loads(params)))
         studio.make(model, Pair(text, seed, cfg), steps)
-        for name, values in zip(found, zip(*seen, strict=True), strict=True):
-            found[name].append(list(values))
+        found.append(seen)
     return found

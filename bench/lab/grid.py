@@ -89,7 +89,7 @@ def rows(groups: Sequence[Group], make: Make) -> list[dict[str, object]]:
 
 def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
     """One line. Means leave out identical pictures, whose PSNR is infinite; `skipping` says in how many pairs anything
-    was skipped.
+    was skipped; `psnr_each` has every pair's, so that two lines can be compared pair by pair (`reading.between`).
     """
     outcomes = [make(arm, pair, g.steps) for pair in g.pairs]
     controls = [control(make, outcome, pair, g) for outcome, pair in zip(outcomes, g.pairs, strict=True)]
@@ -120,5 +120,6 @@ def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
     known = [outcome.cache_bytes for outcome in outcomes if outcome.cache_bytes is not None]
     estimates = [outcome.estimate for outcome in outcomes if outcome.estimate is not None]
     record["estimate"] = statistics.fmean(estimates) if estimates else None
+    record["psnr_each"] = " ".join(f"{outcome.psnr:.4f}" for outcome in outcomes)
     record["cache_bytes"] = round(statistics.fmean(known)) if known else None
     return record

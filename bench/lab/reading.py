@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from bench.lab.intervals import at
+from bench.lab.intervals import Interval, at, paired
 from bench.lab.presets import FEWER
 from bench.lab.table import fixed, number
 
@@ -61,6 +61,11 @@ def over(row: Row, what: str, places: int) -> str:
     if int(row["pairs"]) == 1:
         return fixed(mean, places, sign=True)
     return f"{fixed(mean, places, sign=True)} ({fixed(low, places, sign=True)} to {fixed(high, places, sign=True)})"
+
+
+def between(ours: Row, theirs: Row) -> Interval:
+    """PSNR of one line over another's of the same group, pair by pair."""
+    return paired(*([number(each) for each in row["psnr_each"].split()] for row in (ours, theirs)))
 
 
 def cells(row: Row) -> list[str]:

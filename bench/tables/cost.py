@@ -1,8 +1,8 @@
 """What half a step costs, against what its multiplications say: attention, the MLP, or both reused, in one run.
 
-FLUX's architecture with random weights on the CPU, 1024 image tokens. Each step that reuses something lies between two
-full ones, and is compared with these alone, so that a machine that gets slower or faster cancels; multiplications are
-those that torch counts (`FlopCounterMode`) in the very same evaluations of a second run.
+FLUX's architecture with random weights on the CPU, 1024 image tokens, at a moderate width and at FLUX.1's own. Each
+step that reuses something lies between two full ones, and is compared with these alone, so that a machine that gets
+slower or faster cancels; multiplications are those that torch counts (`FlopCounterMode`) in a round of a second run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cache_core.predictors import Hold
 from cache_core.schedules import Listed
 from cache_core.types import ATTENTION, MLP, Method, Place, Rule, Schedule, Signal
 
-HIDDEN, DOUBLE, SINGLE, SIDE = 2048, 1, 2, 64
+HIDDEN, DOUBLE, SINGLE, SIDE = (1536, 3072), 1, 2, 64
 ROUNDS = 3
 STATES: dict[str, tuple[Place, ...]] = {
     "attention reused": (ATTENTION,), "the MLP reused": (MLP,), "both reused": (ATTENTION, MLP),
@@ -75,11 +75,11 @@ def records(size: Size, rounds: int) -> Iterator[Record]:
         lab.sample, noise=noise, positive=conditioning(size, 1), negative=conditioning(size, 2), cfg=1.0
     )
     timed = sample(model, steps=2 * rounds * len(STATES) + 2)
-    flops = multiplied(model, functools.partial(sample, steps=2 * rounds * len(STATES) + 2))
+    flops = multiplied(model, functools.partial(sample, steps=2 * len(STATES) + 2))
     alone = multiplied(plain, functools.partial(sample, steps=2))[0]
     assert timed.trace is not None
     work = shares([e["work"] for e in timed.trace["evaluations"]], rounds)
-    seconds, says = shares(timed.seconds, rounds), shares(flops, rounds)
+    seconds, says = shares(timed.seconds, rounds), shares(flops, 1)
     for name in STATES:
         yield {
             "state": name,
@@ -114,6 +114,23 @@ def multiplied(model: Any, sample: Callable[[Any], Any]) -> list[int]:
 
 def report(rows: Sequence[Row], about: str) -> str:
     """docs/cost.md."""
+    parts = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        parts += _part([row for row in rows if row["model"] == model])
+    return document(
+        "# What half a step costs",
+        f"{rows[0]['tokens']} image tokens. Each figure is the median of the shares of one run, against the full steps "
+        "before and behind. The trace counts attention and MLP modules alone, so that a step that reuses both counts "
+        "as nothing. What multiplications leave out is mostly attention's softmax over all pairs of tokens, which "
+        "moves memory instead: it grows with the width, the linear layers with its square, so that a narrow model "
+        "shows more of it than FLUX.1 does.",
+        *parts,
+        about,
+    )
+
+
+def _part(rows: Sequence[Row]) -> list[str]:
+    """One model's section."""
     body = []
     for row in rows:
         says, took = float(row["flops"]), float(row["seconds"])
@@ -123,21 +140,17 @@ def report(rows: Sequence[Row], about: str) -> str:
     heading = ["in shares of a full step", "the trace says", "multiplications", "seconds", "from to", "over, %"]
     halves = [row for row in rows if row["state"] != "both reused"]
     met = all(abs(float(row["seconds"]) / float(row["flops"]) - 1) <= WITHIN for row in halves)
-    return document(
-        "# What half a step costs",
-        f"{rows[0]['model']}; {rows[0]['tokens']} image tokens. A full step takes {float(rows[0]['full']):.2f} s. Each "
-        "figure is the median of the shares of one run, against the full steps before and behind. The trace counts "
-        "attention and MLP modules alone, so that a step that reuses both counts as nothing. A full step multiplies "
-        f"{100 * (float(rows[0]['kept']) - 1):.1f} % more than without the node, to tell apart the two terms of "
-        "layers that hold both.",
+    return [
+        f"## {rows[0]['model']}",
+        f"A full step takes {float(rows[0]['full']):.2f} s, and multiplies {100 * (float(rows[0]['kept']) - 1):.1f} % "
+        "more than without the node, to tell apart the two terms of layers that hold both.",
         markdown(heading, body),
         f"Half a step costs what its multiplications say within {WITHIN:.0%}: {'yes' if met else 'no'}.",
-        about,
-    )
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hidden", type=int, default=HIDDEN, help="width (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
     parser.add_argument("--side", type=int, default=SIDE, help="the latent's height and width (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of every state (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="make no run: the report from the CSV as it is")
@@ -150,10 +163,13 @@ def run(options: argparse.Namespace) -> int:
 
         from bench.lab import Lab
 
-        size = moderate(options.hidden, DOUBLE, SINGLE, options.side)
-        say(f"{size.name}, {2 * options.rounds * len(STATES) + 2} steps twice")
+        made: list[Record] = []
         with torch.inference_mode():
-            write_csv(table, list(records(size, options.rounds)))
+            for hidden in options.hidden:
+                size = moderate(hidden, DOUBLE, SINGLE, options.side)
+                say(f"{size.name}, {2 * options.rounds * len(STATES) + 2} steps")
+                made += records(size, options.rounds)
+                write_csv(table, made)
             return fill.origin(Lab().about(), ())
 
     return fill.written(options, "cost", make, report)

@@ -18,7 +18,7 @@ from bench.lab.arms import Arm, Cached, SetUp
 from bench.lab.grid import Group, group
 from bench.lab.intervals import at
 from bench.lab.presets import FEWER, auto, fewer
-from bench.lab.reading import Row, cells, curve_of, matched, over
+from bench.lab.reading import Row, between, cells, curve_of, matched, over
 from bench.lab.table import document, fixed, markdown, number
 from bench.lab.verdict import showing
 from cache_core.methods.feb_cache import RELEASED
@@ -87,12 +87,12 @@ def report(rows: Sequence[Row], about: str) -> str:
         shown = [[*cells(row)[:5], over(row, "psnr_over_fewer", 1)] for row in mine if row["family"] != FEWER]
         at_work = matched(mine, {f"{place} steps": place for place in COMPARED}, "PSNR at the work of")
         told = showing([row for row in mine if int(row["skipping"])])
-        parts += [f"## CFG {cfg:g}", markdown(*ablation(mine)), markdown(*at_work), told, markdown(heading, shown)]
+        parts += [f"## CFG {cfg:g}, {mine[0]['pairs']} prompt and seed pairs", markdown(*ablation(mine)),
+                  taken_back(mine), markdown(*at_work), told, markdown(heading, shown)]  # fmt: skip
     return document(
         "# Half steps",
         "FEB-Cache's table and its scaling of the noise, apart and together, and SpectralCache's gate choosing between "
-        f"a full, a half and no step, on the small FLUX: {STEPS} steps, Euler, {rows[0]['pairs']} prompt and seed "
-        "pairs. PSNR to the full run.",
+        f"a full, a half and no step, on the small FLUX: {STEPS} steps, Euler. PSNR to the full run.",
         "The paper's ablation is by FID, which a few pictures of a small model cannot give. Closeness to the full run "
         "cannot credit a scaling that would make pictures better than the full run's: what it shows is whether the "
         "scaling takes back what the table has changed.",
@@ -113,12 +113,31 @@ def ablation(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return heading, body
 
 
+def taken_back(rows: Sequence[Row]) -> str:
+    """What b(t) adds to the table, pair by pair, and whether that is what the paper found."""
+    by_name = {row["name"]: row for row in rows}
+    pairs = [tuple(by_name[f"{SCALINGS[scaling]}, {work:g}"] for scaling in ("paper", "off")) for work in WORKS]
+    gains = [between(both, table) for both, table in pairs]
+    told = ", ".join(
+        f"{fixed(gain.mean, 1, sign=True)} dB ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)}) at "
+        f"{work:g}"
+        for gain, work in zip(gains, WORKS, strict=True)
+    )
+    better, worse = (sum(gain.sign == sign for gain in gains) for sign in (1, -1))
+    verdict = "as the paper found" if better == len(gains) else "where the paper found both together best"
+    return (
+        f"b(t) adds to the table, pair by pair: {told}. It takes back what the table has changed at {better} of "
+        f"{len(gains)} shares of the work, makes it worse at {worse}, {verdict}."
+    )
+
+
 def _at(points: Sequence[tuple[float, float]], place: float) -> str:
     value = at(points, place)
     return "" if value is None else fixed(value, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_minutes(parser)
     fill.add_arguments(parser)
 
 

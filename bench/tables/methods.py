@@ -60,9 +60,17 @@ Cache Stats says so.
 | **model** | The model to speed up. |
 | **method** | Which method. Its inputs are below. |
 | **profile** | What *Cache Calibrate* learned of this model: its tooltip names the methods that follow it. |
+| **gain** | Takes back what the method, at these settings, was learned to do to a run: see below. Off by default. |
 
 An older ComfyUI shows no inputs that depend on the method. There **parameters** takes them as JSON, such as
 `{"threshold": 0.4}`; what is not named keeps its default.
+
+**gain** noise scales the predicted noise (FEB-Cache's gain), channels draws each channel of the latent to or from its
+mean (Q&C's), once something was skipped. Either needs a **profile** that *Cache Calibrate* made with **record** gain
+from a model with the same method and settings on it; a run that it does not fit goes without, and Cache Stats says so.
+It is no improvement by itself. On the small FLUX (CFG 1, 3 pictures; docs/gains.md of the repository) noise changed
+seven methods by -0.8 to +1.3 dB, three for the better (MagCache, TaylorSeer, FEB-Cache) and two for the worse, and
+channels by -7.4 to +0.1 dB, five for the worse: leave channels off.
 
 ## Methods
 """

@@ -74,7 +74,8 @@ class Flux(Architecture):
     def parts(self, model: Any, slot: Slot, kind: str) -> tuple[Part, ...]:
         if slot[0] == SINGLE:
             block = model.single_blocks[slot[1]]
-            return (Fused(block.linear1, block.linear2, block.hidden_size),)
+            act = None if getattr(block, "yak_mlp", False) else block.mlp_act
+            return (Fused(block.linear1, block.linear2, block.hidden_size, act),)
         block = model.double_blocks[slot[1]]
         if kind == ATTENTION.kind:
             sides = (block.img_attn, block.txt_attn)

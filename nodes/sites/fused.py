@@ -5,12 +5,14 @@ With A attention's result, H the MLP's activated hidden channels and W = [W_a | 
     W·[A, H] + b = (W_a·A) + (W_m·H + b)
 
 so that the two terms are the outputs of attention and of the MLP. A computed block runs as it is, and the second term
-is what is left of its output; a reused term needs neither its rows of the first layer nor its columns of the second. A
-layer whose weight cannot be cut (quantised formats) is skipped whole or computed whole.
+is what is left of its output; a reused term needs neither its rows of the first layer nor its columns of the second,
+and a reused MLP needs no activation between them, which then gives no channels. A layer whose weight cannot be cut
+(quantised formats) is skipped whole or computed whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -106,15 +108,23 @@ class Fusion:
         return self.inner_enter(x)
 
     def _entered(self, x: Tensor, attention: bool, mlp: bool) -> Tensor | None:
-        """The first layer with zeros for what is not wanted of it; None where it cannot be cut."""
-        rows, size = 3 * self.part.width, self.part.enter.out_features
-        if not attention and not mlp:
-            return x.new_zeros(*x.shape[:-1], size)
-        if not self.cut.possible(x, self.part.enter, self.part.leave):
+        """The first layer's output with what is wanted of it: attention's part is zeros where it is not, the MLP's is
+        left as it lies where nothing reads it. None where the layer cannot be cut.
+        """
+        if (attention or mlp) and not self.cut.possible(x, self.part.enter, self.part.leave):
             return None
-        ran = self.cut.product(self.part.enter, x, rows=slice(rows) if attention else slice(rows, None))
-        rest = x.new_zeros(*x.shape[:-1], size - ran.shape[-1])
-        return torch.cat((ran, rest) if attention else (rest, ran), dim=-1)
+        rows = slice(3 * self.part.width), slice(3 * self.part.width, None)
+        out = x.new_empty(*x.shape[:-1], self.part.enter.out_features)
+        for wanted, part, read in zip((attention, mlp), rows, (True, self.part.act is None), strict=True):
+            if wanted:
+                out[..., part] = self.cut.product(self.part.enter, x, rows=part)
+            elif read:
+                out[..., part] = 0
+        return out
+
+    def activate(self, inner: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+        """The activation between both layers: b t hidden -> b t hidden, or b t 0 where the MLP is reused."""
+        return inner(hidden) if self._reused[1] is None else hidden[..., :0]
 
     def leave(self, joined: Tensor) -> Tensor:
         """The second layer: b t (width + hidden) -> b t d."""

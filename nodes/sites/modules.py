@@ -177,6 +177,8 @@ class Modules(Hooked[ModulePass]):
             fusion = Fusion(part, layer, self.cut)
             for module, ours in ((part.enter, fusion.enter), (part.leave, fusion.leave)):
                 override(stack, module, partial(_fused, ours))
+            if part.act is not None:
+                override(stack, part.act, fusion.activate)
             part.enter.forward.fusion = fusion
         fusion.sides[self.name] = self
         stack.callback(fusion.sides.pop, self.name)

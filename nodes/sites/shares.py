@@ -11,6 +11,9 @@ import torch
 
 from ...cache_core.types import ATTENTION, CROSS, JOINT, MLP, Architecture, Fused, Part, Slot, Split, Unit
 
+KEYS_AND_VALUES = 2
+"""Layers that each token of the stream looked at goes through."""
+
 
 def lengths(image: int, text: int) -> Mapping[str, int]:
     """Tokens of each stream."""
@@ -47,6 +50,7 @@ def _work(part: Part, kind: str, image: int, text: int) -> Iterator[tuple[str, f
         else:
             keyed, looked_at = sum(map(_linear, part.keyed)), tokens[part.over]
             own = (_linear(part.module) - keyed) / len(part.streams)
+            keyed /= max(len(part.keyed) // KEYS_AND_VALUES, 1)
         yield stream, tokens[stream] * own + looked_at * (keyed + 2 * tokens[stream] * part.width)
 
 

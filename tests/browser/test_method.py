@@ -34,9 +34,10 @@ def test_a_method_brings_its_inputs(
 ) -> None:
     page.evaluate("graph => app.loadGraphData(graph)", graph())
     page.evaluate(VIEW)
-    assert page.evaluate(f"({OURS}).widgets.slice(0, 8).map(widget => widget.value)") == VALUES
+    loaded = page.evaluate(f"({OURS}).widgets.slice(0, 9).map(widget => widget.value)")
+    assert loaded == [*VALUES, "off"]  # saved before there was a gain
     plain = f"1 + {OWN}.filter(widget => !widget.options.advanced).length"
-    every = f"1 + {OWN}.length"
+    every = f"2 + {OWN}.length"  # the method's name and the gain
     assert page.evaluate(plain) < page.evaluate(every)
     until("a loaded graph, folded", lambda: drawn(METHOD) == page.evaluate(plain))
     assert page.evaluate(f"{OWN}[0].label") == "阈值"

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.tables import cost
+from bench.tables import cost, halves
 from bench.tables import gains as gains_table
 from cache_core import methods
-from cache_core.gains import LEAST, MOST, Gains, channel_gains, corrected, noise_gains
+from cache_core.gains import LEAST, MOST, Gains, Learner, by_profile, corrected, settings
 from cache_core.outputs import ChannelGain, NoiseGain
+from cache_core.profile import Profile, from_bytes, to_bytes
 from cache_core.session import flow_noise
 from cache_core.types import ATTENTION, MLP, CacheError, Schedule
 
@@ -35,11 +36,29 @@ def scaled(full: list[list[Tensor]], factors: Tensor) -> list[list[Tensor]]:
     return found
 
 
+def learned(full: list[list[Tensor]], cached: list[list[Tensor]]) -> Learner:
+    """Of samples whose predicted noise and denoised latent are one and the same."""
+    learner = Learner()
+    for exact, off in zip(full, cached, strict=True):
+        for told, run in ((learner.full, exact), (learner.cached, off)):
+            for step, latent in enumerate(run):
+                told(step, latent.norm(), latent)
+    return learner
+
+
+def noise_gains(full: list[list[Tensor]], cached: list[list[Tensor]]) -> list[float]:
+    return learned(full, cached).noise(len(LEVELS)).tolist()  # type: ignore[no-any-return]
+
+
+def channel_gains(full: list[list[Tensor]], cached: list[list[Tensor]]) -> Tensor:
+    return learned(full, cached).channels(len(LEVELS))
+
+
 def test_the_noise_gain_gives_back_the_norm() -> None:
     full = runs(0)
     off = [[eps * factor for eps, factor in zip(run, (1.0, 0.97, 1.05), strict=True)] for run in full]
-    assert noise_gains(full, off) == pytest.approx((1.0, 1 / 0.97, 1 / 1.05), rel=1e-5)
-    assert noise_gains(full, [[eps * 3 for eps in run] for run in full]) == pytest.approx((LEAST,) * 3)
+    assert noise_gains(full, off) == pytest.approx([1.0, 1 / 0.97, 1 / 1.05], rel=1e-5)
+    assert noise_gains(full, [[eps * 3 for eps in run] for run in full]) == pytest.approx([LEAST] * 3)
 
 
 def test_the_channel_gain_is_the_least_squares_factor() -> None:
@@ -47,8 +66,9 @@ def test_the_channel_gain_is_the_least_squares_factor() -> None:
     factors = torch.tensor([[1.0, 0.95, 1.05, 0.99], [0.98, 1.02, 1.0, 0.97], [1.0, 1.0, 1.0, 2.0]])
     found = channel_gains(full, scaled(full, factors))
     assert torch.allclose(found, (1 / factors).clamp(LEAST, MOST), atol=1e-4)
-    other = [[x + 0.3 * torch.randn(x.shape) for x in run] for run in full]  # noise of its own: drawn to the mean
-    assert (channel_gains(full, other) < 1).all()
+    generator = torch.Generator().manual_seed(2)
+    other = [[x + 0.5 * torch.randn(x.shape, generator=generator) for x in run] for run in full]
+    assert (channel_gains(full, other) < 1).all()  # noise of its own: drawn to the mean
     flat = [[torch.zeros_like(x) for x in run] for run in full]
     assert torch.equal(channel_gains(full, flat), torch.ones(3, 4))
 
@@ -85,14 +105,58 @@ def test_any_method_takes_a_gain(name: str) -> None:
         corrected(methods()["feb_cache"](scaling="paper"), gains, "noise")
 
 
-def test_the_report_of_gains_has_each_method_with_both() -> None:
-    kinds = {"": "30.0", ", noise": "31.0", ", channels": "29.0"}
+def test_steps_that_one_run_lacks_teach_nothing() -> None:
+    learner = Learner()
+    learner.full(0, torch.tensor(2.0), torch.ones(1, 2, 3))
+    learner.cached(1, torch.tensor(1.0), torch.ones(1, 2, 3))
+    assert learner.noise(2).tolist() == [1, 1] and learner.channels(2).tolist() == [[1], [1]]
+
+
+def profile(method: str = "teacache", **params: object) -> Profile:
+    """Of a method with these parameters: noise gains 1, 0.98, 0.94, channels 1 but for the second at step 1."""
+    about = {"model": "Toy", "family": "Toy", "sampler": "euler", "scheduler": "simple", "size": "8 x 8", "date": "",
+             "pack": "", "name": "", "steps": 3, "cfg": 1.0, "samples": 2, "shift": 0.0,
+             "gained": settings(methods()[method](**params))}  # fmt: skip
+    tables = {
+        "sigmas": torch.tensor(LEVELS),
+        "gain.noise": torch.tensor([1.0, 0.98, 0.94]),
+        "gain.channels": torch.tensor([[1.0, 1.0], [1.0, 0.95], [1.0, torch.nan]]),
+    }
+    return from_bytes(to_bytes(Profile(about, tables)))
+
+
+def test_a_gain_belongs_to_one_method_with_one_set_of_settings() -> None:
+    known = profile(threshold=0.4)
+    assert known.groups == ("gain",)
+    x, denoised = torch.randn(2, 1, 2, 6, 5)
+    for kind in ("noise", "channels"):
+        made = by_profile(methods()["teacache"](threshold=0.4), known, kind)
+        at = SCHEDULE.at(LEVELS[1])
+        assert made.output is not None and made.params["gain"] == kind and made.remark is not None
+        bare = NoiseGain(lambda _: 0.98) if kind == "noise" else ChannelGain(lambda _: torch.tensor([1.0, 0.95]))
+        assert torch.allclose(made.output.adjust(at, x, denoised), bare.adjust(at, x, denoised), atol=1e-6)
+        assert torch.isfinite(made.output.adjust(SCHEDULE.at(LEVELS[2]), x, denoised)).all()  # NaN: not measured
+        other = Schedule((0.9, 0.7, 0.5, 0.3, 0.0), flow_noise)
+        same = made.output.adjust(other.at(0.7), x, denoised)
+        assert torch.equal(same, denoised) and same.data_ptr() != denoised.data_ptr()
+        assert "steps" in made.remark(other) and not made.remark(SCHEDULE)
+    for name, params in (("teacache", {"threshold": 0.6}), ("freqca", {})):
+        with pytest.raises(CacheError, match=r"0\.4"):
+            by_profile(methods()[name](**params), known, "noise")
+
+
+def test_the_report_of_gains_says_what_each_adds_pair_by_pair() -> None:
+    kinds = {"": "30.0 31.0", ", noise": "31.0 32.0", ", channels": "29.0 30.5"}
     rows = [
-        {"family": "A", "name": f"A{kind}", "cfg": cfg, "steps": "28", "pairs": "6", "computed": "10", "psnr": psnr}
+        {"family": "A", "name": f"A{kind}", "cfg": cfg, "steps": "28", "pairs": "2", "computed": "10", "psnr": "30.5",
+         "psnr_each": each}
         for cfg in ("1.0", "3.0")
-        for kind, psnr in kinds.items()
-    ]
-    assert gains_table.report(rows, "about").count("| A | 10.0 | 30.0 | 31.0 | 29.0 |") == 2
+        for kind, each in kinds.items()
+    ]  # fmt: skip
+    page = gains_table.report(rows, "about")
+    assert page.count("| A | 10.0 | 30.5 | +1.00 (+1.00 to +1.00) | -0.75 (-1.00 to -0.50) |") == 2
+    assert "gain of the noise: closer to the full run in 2 of 2 settings" in page
+    assert "gain of each channel: closer to the full run in 0 of 2 settings, further away in 2" in page
 
 
 def test_half_steps_lie_between_full_ones() -> None:
@@ -108,3 +172,14 @@ def test_half_steps_lie_between_full_ones() -> None:
     }
     drift = [1 + 0.01 * step for step in range(14)]  # a machine that gets slower
     assert all(share == pytest.approx(1) for found in cost.shares(drift, 2).values() for share in found)
+
+
+def test_what_the_scaling_takes_back_is_told_pair_by_pair() -> None:
+    rows = [
+        {"name": f"{halves.SCALINGS[scaling]}, {work:g}", "psnr_each": each}
+        for work, both in zip(halves.WORKS, ("29.0 28.0", "31.0 32.0", "29.5 31.0"), strict=True)
+        for scaling, each in (("off", "30.0 30.0"), ("paper", both))
+    ]
+    told = halves.taken_back(rows)
+    assert "-1.5 dB (-2.0 to -1.0) at 0.7, +1.5 dB (+1.0 to +2.0) at 0.5, +0.2 dB (-0.5 to +1.0) at 0.35" in told
+    assert "at 1 of 3 shares of the work, makes it worse at 1, where the paper" in told

@@ -22,7 +22,7 @@ T, LAYERS, LAGS, SAMPLES = 12, 4, 2, 3
 SCHEDULE = Schedule(tuple(1 - i / T for i in range(T + 1)), flow_noise)
 ABOUT = {"model": "Toy, 4 blocks of 8", "family": "Toy", "sampler": "euler", "scheduler": "simple", "steps": T,
          "cfg": 1.0, "samples": SAMPLES, "shift": 1.5, "size": "8 x 8", "name": "toy", "date": "2026-11-26",
-         "pack": "0.1.0"}  # fmt: skip
+         "pack": "0.1.0", "gained": '["Toy", {}]'}  # fmt: skip
 
 
 def profile(attention: float = 0.01, mlp: float = 0.02, together: float = 0.0, **about: Any) -> Profile:
@@ -54,6 +54,8 @@ def whole() -> dict[str, torch.Tensor]:
         "branch.difference": (0.2 / torch.arange(1, T + 1)).expand(SAMPLES, T),
         "course.gram": 1 + levels.outer(levels),
         "course.amplified": torch.full((T,), torch.nan),
+        "gain.noise": torch.full((T,), 0.98),
+        "gain.channels": torch.ones(T, 16),
     }
 
 
@@ -63,6 +65,12 @@ def test_a_round_trip() -> None:
     assert dict(after.about) == ABOUT and after.total == T and after.groups == tuple(GROUPS)
     assert after.tables.keys() == before.tables.keys()
     assert all(torch.equal(after.tables[name].nan_to_num(9), t.nan_to_num(9)) for name, t in before.tables.items())
+
+
+def test_a_file_from_before_gains_is_read() -> None:
+    old = from_bytes(to_bytes(Profile({name: word for name, word in ABOUT.items() if name != "gained"}, whole() | {
+        "sigmas": torch.tensor(SCHEDULE.sigmas[:-1])})))  # fmt: skip
+    assert old.about == {**ABOUT, "gained": ""}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import torch
 Shape = tuple[int, ...]
 TEXT = (1, 8, 64)
 """The shape of a prompt's embedding, where an entry says no other: b m d."""
+SEEN = SimpleNamespace(penultimate_hidden_states=torch.linspace(-1, 1, 5 * 1280).view(1, 5, 1280))
+"""What CLIP's vision model hands on of a picture, five tokens of it."""
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,7 @@ FAMILIES = {
         WAN | {"model_type": "i2v", "in_dim": 36},
         (1, 16, 2, 8, 8),
         tensors={"concat_latent_image": (1, 16, 2, 8, 8), "concat_mask": (1, 4, 2, 8, 8)},
+        constants={"clip_vision_output": SEEN},
     ),
     "Wan 2.1 VACE": Family(
         "WAN21_Vace", WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96}, (1, 16, 2, 8, 8)

@@ -81,6 +81,20 @@ def test_what_is_recorded(host: Any, node: Any) -> None:
     assert picture.ndim == 4 and picture.shape[3] == 3 and float(picture.std()) > 0.05
 
 
+@pytest.mark.claim("Calibration", "what modules do is learned within 12 pictures' work, counted in its trace")
+def test_what_learning_modules_costs(host: Any, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of T steps is tried at T - 2 of them, two lags old but for the first: 3 T - 5 evaluations' work."""
+    defaults = {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
+    samples, lags = defaults["samples"], defaults["lags"]
+    traces: list[dict[str, Any]] = []
+    monkeypatch.setattr(host.host.RUNS, "publish", traces.append)
+    calibrate(host, node, samples=samples, lags=lags, record="modules", steps=8)
+    work = sum(e["work"] for trace in traces for e in trace["evaluations"])
+    assert len(traces) == samples and work == pytest.approx(samples * (3 * 8 - 5))
+    steps = defaults["steps"]
+    assert samples * (3 * steps - 5) <= 12 * steps
+
+
 @pytest.mark.claim("Calibration", "the trunk's figures and the course of a run equal those watched by hand")
 def test_what_is_recorded_of_a_whole_run(host: Any, node: Any) -> None:
     model, entered, left, courses = host.diffusion_model, [], [], []
@@ -304,6 +318,104 @@ def test_auto_with_a_profile(host: Any, node: Any) -> None:
     assert torch.isfinite(beyond).all() and told["expected_error"] is None
 
 
+HOLD = {"interval": 3, "warmup_steps": 1}
+
+
+def with_gain(host: Any, profile: Any, gain: str, name: str = "freqca", params: Any = None) -> Any:
+    params = HOLD if params is None else params
+    return host.host.apply(host.model, host.core.methods()[name], profile, params, None, gain)
+
+
+@pytest.mark.claim("Calibration", "a cache's gain equals the one watched by hand and acts from the first skip on")
+def test_the_gain_of_a_cache(host: Any, node: Any) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+
+    def watch(executor: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        out = executor(x, sigma, *args, **options)
+        seen.append((x.clone(), out.clone(), float(sigma.flatten()[0])))
+        return out
+
+    def run(apply: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        seen.clear()
+        watched = host.model.clone()  # the outermost wrapper, which also sees what acts on the result
+        watched.add_wrapper_with_key("predict_noise", "test", watch)
+        host.sample(apply(watched), steps=STEPS, size=(8, 8), seed=5)
+        return list(seen)
+
+    method = host.core.methods()["freqca"]
+    cached = host.host.apply(host.model, method, None, HOLD, None)
+    profile, report, picture = calibrate(host, node, cached, samples=1, record="gain")
+    full, plain = run(lambda model: model), run(lambda model: host.host.apply(model, method, None, HOLD, None))
+    norms = [[(x - (1 - sigma) * out).norm() for x, out, sigma in each] for each in (full, plain)]
+    expected = torch.stack(norms[0]) / torch.stack(norms[1])
+    assert profile.groups == ("gain",) and "Gain of" in report and float(picture.std()) > 0.02
+    assert torch.allclose(profile.tables["gain.noise"], expected.clamp(0.9, 1.1), rtol=1e-4)
+    channels = profile.tables["gain.channels"]
+    assert channels.shape == (STEPS, 16)
+    for gain in ("noise", "channels"):
+        ours = run(lambda model, gain=gain: host.host.apply(model, method, profile, HOLD, None, gain))
+        trace = host.trace()
+        assert trace["params"]["gain"] == gain and trace["profile"] and not trace["notes"][1:], trace["notes"]
+        first = next(e["step"] for e in trace["evaluations"] if e["skip"])
+        assert all(torch.equal(a[1], b[1]) for a, b in zip(ours[:first], plain[:first], strict=True))
+        assert torch.allclose(channels[:first], torch.ones(first, 16))
+        assert not torch.allclose(channels[first], torch.ones(16), atol=1e-4)
+        x, out, sigma = plain[first]
+        if gain == "noise":
+            b = float(expected[first])
+            assert b != 1 and torch.allclose(ours[first][1], b * out + (1 - b) / (1 - sigma) * x, atol=1e-5)
+        else:
+            mean = out.mean((2, 3), keepdim=True)
+            assert torch.allclose(ours[first][1], mean + channels[first].view(1, -1, 1, 1) * (out - mean), atol=1e-5)
+
+
+@pytest.mark.claim("Calibration", "a gain on a run that skips nothing changes nothing, to the bit")
+@pytest.mark.parametrize("gain", ["noise", "channels"])
+@pytest.mark.parametrize("name", ["teacache", "freqca"])
+def test_a_gain_where_nothing_is_skipped(host: Any, node: Any, name: str, gain: str) -> None:
+    method = host.core.methods()[name]
+    cached = host.host.apply(host.model, method, None, {}, None)
+    profile = calibrate(host, node, cached, samples=1, record="gain")[0]
+    off = {"gain.noise": torch.full((STEPS,), 0.95), "gain.channels": torch.full((STEPS, 16), 0.95)}
+    tables = {**profile.tables, **off}
+    plain = host.sample(host.model, steps=STEPS, size=(8, 8))
+    for params in (method.never, method.refusing):
+        about = {**profile.about, "gained": module(host, "calibrate").settings(method(**params))}
+        ours = with_gain(host, type(profile)(about, tables), gain, name, params)
+        assert torch.equal(host.sample(ours, steps=STEPS, size=(8, 8)), plain)
+    skipping = {**profile.about, "gained": module(host, "calibrate").settings(method(**method.skipping))}
+    ours = with_gain(host, type(profile)(skipping, tables), gain, name, method.skipping)
+    without = host.host.apply(host.model, method, None, method.skipping, None)
+    outs = [host.sample(model, steps=STEPS, size=(8, 8)) for model in (ours, without)]
+    assert not torch.equal(*outs) and torch.equal(host.sample(host.model, steps=STEPS, size=(8, 8)), plain)
+
+
+@pytest.mark.claim("Calibration", "a gain of another cache, other steps or guidance is not used, and it says so")
+def test_a_gain_that_does_not_fit(host: Any, node: Any) -> None:
+    method = host.core.methods()["freqca"]
+    cached = host.host.apply(host.model, method, None, HOLD, None)
+    profile = calibrate(host, node, cached, samples=1, record="gain")[0]
+    about = {**profile.about, "model": "FLUX.1, 57 blocks of 3072"}
+    for known, params, options, words in (
+        (profile, {**HOLD, "cutoff": 0.2}, {}, "its gain belongs to"),
+        (profile, HOLD, {"steps": STEPS + 2}, "the profile is of 6 steps"),
+        (profile, HOLD, {"cfg": 3.0}, "CFG 1, this run has 3"),
+        (type(profile)(about, profile.tables), HOLD, {}, "not for this model"),
+        ("nonsense", HOLD, {}, "it is str"),
+    ):
+        given = {"steps": STEPS, "size": (8, 8), **options}
+        out = host.sample(with_gain(host, known, "noise", params=params), **given)
+        assert any(words in note for note in host.trace()["notes"]), (words, host.trace()["notes"])
+        assert torch.equal(out, host.sample(host.host.apply(host.model, method, None, params, None), **given))
+    with pytest.raises(ValueError, match="no profile"):
+        with_gain(host, None, "noise")
+    with pytest.raises(ValueError, match="no cache is on this model"):
+        calibrate(host, node, samples=1, record="gain")
+    scaled = host.host.apply(host.model, host.core.methods()["feb_cache"], None, {"scaling": "paper"}, None)
+    with pytest.raises(ValueError, match="switch that off"):
+        calibrate(host, node, scaled, samples=1, record="gain")
+
+
 def test_qwen_image_and_what_is_not_described(host: Any, node: Any) -> None:
     qwen = host.tiny.Qwen(host)
     latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
@@ -376,3 +488,20 @@ def test_a_round_trip_through_the_server(server: Any, graphs: Any, qwen: bool) -
     again["load"]["inputs"]["name"] = "gone"
     gone = json.loads(server.run(again)["outputs"]["stats"]["trace"][0])
     assert not gone["profile"] and any("the profile gone is not used" in note for note in gone["notes"])
+
+
+def test_a_gain_through_the_server(server: Any, graphs: Any) -> None:
+    """Learned from one Cache Method, taken back by another with the same settings; without a profile it is refused."""
+    graph = calibrating(graphs, False)
+    settings = {"method": "first_block_cache", "method.threshold": 10.0, "method.max_consecutive": 2,
+                "method.start_percent": 0.0, "method.end_percent": 1.0}  # fmt: skip
+    graph["cache"] = graphs.node(METHOD, model=graphs.link("shift"), **settings)
+    graph["calibrate"]["inputs"] |= {"model": graphs.link("cache"), "record": "gain", "samples": 1}
+    graph["apply"] = graphs.node(
+        METHOD, model=graphs.link("shift"), profile=graphs.link("calibrate"), gain="channels", **settings
+    )
+    trace = json.loads(server.run(graph)["outputs"]["stats"]["trace"][0])
+    assert trace["params"]["gain"] == "channels" and trace["profile"] and trace["skipped"], trace["notes"]
+    del graph["apply"]["inputs"]["profile"]
+    with pytest.raises(Exception, match="no profile is connected"):
+        server.queue(graph)

@@ -49,6 +49,10 @@ def test_a_prompt(server: Any, graphs: Any) -> None:
          ["Cache Method", "threshold is 11.0", "from 0 to 10"]),
         ({"method": "teacache", "method.threshold": 0.4, "method.start_percent": 0.9, "method.end_percent": 0.1},
          ["Cache Method", "start_percent", "0.9", "0.1"]),
+        ({"method": "teacache", "method.threshold": 0.4, "method.start_percent": 0.0, "method.end_percent": 1.0,
+          "gain": "noise"}, ["Cache Method", "gain is noise", "no profile is connected", "record gain"]),
+        ({"method": "teacache", "method.threshold": 0.4, "method.start_percent": 0.0, "method.end_percent": 1.0,
+          "gain": "step"}, ["Cache Method", "gain is 'step'", "off or noise or channels"]),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_before_anything_runs(server: Any, graphs: Any, settings: Any, words: Any) -> None:
@@ -76,7 +80,7 @@ def test_without_dynamic_inputs_there_is_a_list_and_json(host: Any, monkeypatch:
     node = host.method_node
     monkeypatch.setattr(node, "DYNAMIC", False)
     inputs = {i.id: i for i in node.SpectralCacheMethodApply.define_schema().inputs}
-    assert list(inputs) == ["model", "method", "parameters", "profile"]
+    assert list(inputs) == ["model", "method", "parameters", "profile", "gain"]
     assert "newer ones do" in inputs["parameters"].tooltip
     published, params = node._chosen("magcache", '{"threshold": 0.2}')
     assert published(**params).params["threshold"] == 0.2

@@ -109,6 +109,33 @@ def test_the_four_states_on_flux(host: Any, monkeypatch: pytest.MonkeyPatch, spl
     assert all("forward" not in module.__dict__ for module in host.diffusion_model.modules())
 
 
+def test_a_reused_mlp_runs_no_activation(host: Any) -> None:
+    """Nor is an activation of nothing joined to attention's result, in blocks that hold both in one layer."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counted(TorchDispatchMode):
+        """Elements that go through an activation, by step."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[int] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.gelu.default:
+                self.steps[-1] += args[0].numel()
+            return func(*args, **(kwargs or {}))
+
+    model, counted = states(host, host.model), Counted()
+    handle = host.diffusion_model.register_forward_pre_hook(lambda *_: counted.steps.append(0))
+    try:
+        with counted:
+            host.sample(model, **SMALL)
+    finally:
+        handle.remove()
+    every = counted.steps[0]
+    assert every and counted.steps == [0 if step in MLP else every for step in range(STEPS)]
+
+
 @pytest.mark.claim("Half steps", "Qwen-Image: attention, MLP, both or neither reused equal the blocks composed by hand")
 @pytest.mark.parametrize("split", [False, True])
 def test_the_four_states_on_qwen_image(host: Any, monkeypatch: pytest.MonkeyPatch, split: bool) -> None:
@@ -131,11 +158,33 @@ def test_the_four_states_on_wan(host: Any, monkeypatch: pytest.MonkeyPatch, spli
     if split:
         monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
     wan = host.tiny.Wan(host)
-    expected = by_hand(wan.blocks, lambda: wan.sample(steps=STEPS, cfg=3.0), 2 if split else 1)
-    ours = wan.sample(states(host, wan.model), steps=STEPS, cfg=3.0)
-    assert torch.allclose(ours, expected, atol=2e-4)
-    assert not torch.allclose(ours, wan.sample(steps=STEPS, cfg=3.0), atol=1e-3)
+    compare_on_wan(host, wan.model, lambda model: wan.sample(model, steps=STEPS, cfg=3.0), split)
+
+
+@pytest.mark.claim("Half steps", "Wan image to video: the same, where the cross attention looks at an image too")
+@pytest.mark.parametrize("split", [False, True])
+def test_the_four_states_on_wan_image_to_video(host: Any, monkeypatch: pytest.MonkeyPatch, split: bool) -> None:
+    if split:
+        monkeypatch.setattr(host.comfy.model_patcher.ModelPatcher, "get_free_memory", lambda self, device: 0)
+    family = host.families.FAMILIES["Wan 2.1 image to video (concatenated channels)"]
+    sides = {"positive": family.conditioning(1), "negative": family.conditioning(2)}
+    model, seen = family.patcher(), []
+    block = model.model.diffusion_model.blocks[0]
+    block.cross_attn.register_forward_pre_hook(lambda _, args, named: seen.append(named["context_img_len"]),
+                                               with_kwargs=True)  # fmt: skip
+    compare_on_wan(host, model, lambda model: host.sample(model, latent=family.empty(), steps=STEPS, cfg=3.0, **sides),
+                   split)  # fmt: skip
+    image = family.constants["clip_vision_output"].penultimate_hidden_states.shape[1]
+    assert set(seen) == {image} and hasattr(block.cross_attn, "k_img")
+
+
+def compare_on_wan(host: Any, model: Any, run: Any, split: bool) -> None:
+    plain = run(model)
+    expected = by_hand(model.model.diffusion_model.blocks, lambda: run(model), 2 if split else 1)
+    ours = run(states(host, model))
     trace = host.trace()
+    assert torch.allclose(ours, expected, atol=2e-4)
+    assert not torch.allclose(ours, plain, atol=1e-3)
     assert works(trace)[4] == 0 and trace["partial"] == 3 and trace["skipped"] == 1, trace["notes"]
 
 

@@ -89,6 +89,30 @@ def test_the_shares_of_the_14b(host: Any) -> None:
     ]
 
 
+def test_shares_are_what_torch_counts_in_image_to_video(host: Any) -> None:
+    """Where the cross attention looks at text and at an image's tokens, by keys and values of their own."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = host.families.FAMILIES["Wan 2.1 image to video (concatenated channels)"].patcher().model.diffusion_model
+    architecture, (block, *_), image, text, seen = host.core.architecture_of(model), model.blocks, 32, 8, 5
+    img, context = torch.randn(1, image, model.dim), torch.randn(1, seen + text, model.dim)
+    freqs = model.rope_encode(2, 8, 8, dtype=torch.float32)
+    counted = []
+    for run in (
+        lambda: block.self_attn(img, freqs),
+        lambda: block.cross_attn(img, context, context_img_len=seen),
+        lambda: block.ffn(img),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        counted.append(counter.get_total_flops())
+    slots = architecture.slots(model)
+    kinds = ("attention", "mlp")
+    attention, mlp = (host.shares(architecture, model, slots, kind, image, seen + text) for kind in kinds)
+    shares = [len(slots) * each for each in (attention[0, "img"], attention[0, "cross"], mlp[0, "img"])]
+    assert shares == pytest.approx([each / sum(counted) for each in counted], rel=0.02)
+
+
 def test_relatives_are_not_described(host: Any) -> None:
     """Their blocks are not all that happens between the embedding and the head."""
     from comfy.ldm.wan.model import CameraWanModel, WanModel
