@@ -26,7 +26,7 @@ from bench.train.text_to_picture import Text2Image
 
 # Small pictures first: a step costs a quarter, and which word is which object is learned there as well. The limits may
 # be moved while a run is before them.
-STAGES = (Stage(2000, 96, 64, 240), Stage(2800, 128, 48, 400), Stage(4000, 192, 32, 400))
+STAGES = (Stage(2000, 96, 64, 240), Stage(2800, 128, 48, 400), Stage(12000, 192, 32, 400))
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 """What is shipped; a machine that has trained nothing goes on from there."""
 FULL = (Stage(2000, 192, 32, 400),)
