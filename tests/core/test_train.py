@@ -332,10 +332,13 @@ def test_the_guidance_is_told_as_a_number() -> None:
 # --- the optimiser --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [None, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
-def test_muon_makes_a_matrix_nearly_orthonormal(shape: tuple[int, int]) -> None:
+def test_muon_makes_a_matrix_nearly_orthonormal(shape: tuple[int, int], kind: torch.dtype | None) -> None:
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(optimiser.orthogonal(matrices))
+    found = optimiser.orthogonal(matrices, kind=kind)
+    assert found.dtype == matrices.dtype
+    values = torch.linalg.svdvals(found)
     assert values.min() > 0.3 and values.max() < 1.3
     assert torch.linalg.svdvals(matrices / matrices.norm(dim=(1, 2), keepdim=True)).min() < 0.2, "it was not before"
 
