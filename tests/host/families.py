@@ -7,8 +7,9 @@ matter here: the code that runs is the host's own.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,8 @@ class Family:
 
         device = torch.device("cpu")
         with torch.inference_mode(False):
-            model = self._model(getattr(comfy.supported_models, self.model), dict(self.config))
+            with nan_where_empty():
+                model = self._model(getattr(comfy.supported_models, self.model), dict(self.config))
             randomize(model.diffusion_model)
         return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
@@ -75,12 +77,31 @@ class Family:
         return NestedTensor([torch.zeros(shape) for shape in self.latent])
 
 
+@contextlib.contextmanager
+def nan_where_empty() -> Iterator[None]:
+    """While open, torch.empty gives NaN instead of what the memory held before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def randomize(module: torch.nn.Module) -> None:
-    """Small random weights everywhere, the zero-initialised ones too, so that the output depends on everything."""
+    """Small random weights everywhere, the zero-initialised ones too, so that the output depends on everything.
+
+    Some classes have buffers that only a checkpoint fills (the places of SD 3.5, the frequencies of Stable Audio). They
+    are NaN where the module was made under nan_where_empty, and would otherwise be what the memory held before: mostly
+    zeros, in one process of some dozen not a finite number.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in module.named_parameters():
         mean = 1.0 if "norm" in name and parameter.dim() == 1 and not name.endswith("bias") else 0.0
         parameter.data = mean + torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.05
+    for buffer in module.buffers():
+        if buffer.isnan().any():
+            buffer.normal_(std=0.05, generator=generator)
 
 
 UNET = {
