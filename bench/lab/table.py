@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bench.lab.intervals import paired
+
 Record = Mapping[str, object]
 
 
@@ -63,3 +65,11 @@ def fixed(value: float, places: int, sign: bool = False) -> str:
 def document(*parts: str) -> str:
     """A Markdown file from its paragraphs."""
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def gained(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The mean gain of one over the other, pair by pair, and its interval where there is more than one pair."""
+    gain = paired(ours, theirs)
+    if len(ours) < 2:
+        return fixed(gain.mean, 1, sign=True)
+    return f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})"

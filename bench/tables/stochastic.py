@@ -22,12 +22,11 @@ import torch
 
 from bench.lab import Studio, fill, noise
 from bench.lab.arms import method_version
-from bench.lab.intervals import paired
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
 from bench.lab.runner import ground
 from bench.lab.store import Outcome, Store, digest
-from bench.lab.table import document, fixed, markdown, number
+from bench.lab.table import document, fixed, gained, markdown, number
 from cache_core.metrics import psnr, ssim
 from cache_core.types import Method
 
@@ -165,16 +164,8 @@ def line(rows: Sequence[Mapping[str, str]]) -> list[str]:
         f"{computed:.0f} of {number(rows[0]['evaluations']):.0f}",
         str(len(own[AUTO])),
         *(fixed(statistics.fmean(values[way]), 1) for way in (AUTO, FEWER)),
-        *(over(values[way], values[FEWER]) for way in (AUTO, WITHOUT)),
+        *(gained(values[way], values[FEWER]) for way in (AUTO, WITHOUT)),
     ]
-
-
-def over(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The mean gain, and its interval where there is more than one pair."""
-    gain = paired(ours, theirs)
-    if len(ours) < 2:
-        return fixed(gain.mean, 1, sign=True)
-    return f"{fixed(gain.mean, 1, sign=True)} ({fixed(gain.low, 1, sign=True)} to {fixed(gain.high, 1, sign=True)})"
 
 
 def summary(rows: Sequence[Mapping[str, str]]) -> str:

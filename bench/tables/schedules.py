@@ -1,0 +1,193 @@
+"""SpectralCache Auto on other noise levels than the model's own: shifts, schedulers, lists by hand; against fewer steps.
+
+Fewer steps are as many as Auto computed, on the same curve: the scheduler's or the list's own shorter form. Every
+sampler that takes one evaluation a step and adds no noise, so that both aim at the same picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.lab import Pair, Studio, fill
+from bench.lab.arms import method_version
+from bench.lab.intervals import paired
+from bench.lab.pairs import prompts
+from bench.lab.presets import auto
+from bench.lab.runner import ground
+from bench.lab.store import Outcome, Store, digest
+from bench.lab.studio import SHIFT
+from bench.lab.table import document, fixed, gained, markdown, number
+from cache_core.metrics import psnr, ssim
+
+STEPS, COUNT, PAIRS = 20, 10, 6
+GUIDANCE = (1.0, 3.0)
+SAMPLERS = ("euler", "dpmpp_2m", "res_multistep", "deis", "ipndm", "uni_pc_bh2", "gradient_estimation")
+GAP, TURNS = "a gap of 0.2, then a step of 0.001", "narrow and wide by turns"
+AUTO, FEWER = "Auto", "fewer steps"
+
+Levels = Callable[[int], torch.Tensor]
+"""So many steps on a curve: T + 1 noise levels from 1 (or near it) to 0."""
+
+
+def gap(steps: int) -> torch.Tensor:
+    """Even levels but for one gap with a narrow step behind it; fewer steps are read off the same curve."""
+    full = torch.cat((torch.linspace(1.0, 0.7, 7), torch.tensor([0.5]), torch.linspace(0.499, 0.0, 13)))
+    return full[torch.linspace(0, len(full) - 1, steps + 1).round().long()]
+
+
+def turns(steps: int) -> torch.Tensor:
+    """Steps in the ratio 1 to 3 by turns, whatever their number."""
+    widths = torch.tensor([1.0, 3.0]).repeat(steps)[:steps]
+    return 1 - torch.cat((torch.zeros(1), widths.cumsum(0))) / widths.sum()
+
+
+def optimal(model: str, steps: int) -> torch.Tensor:
+    """The lists of the host's OptimalStepsScheduler."""
+    node: Any = importlib.import_module("comfy_extras.nodes_optimalsteps").OptimalStepsScheduler
+    made: torch.Tensor = node.execute(model, steps, 1.0)[0]
+    return made
+
+
+def scheduled(studio: Studio, model: Any, scheduler: str, steps: int) -> torch.Tensor:
+    """A scheduler of the host on this model's schedule."""
+    sampling = model.get_model_object("model_sampling")
+    made: torch.Tensor = studio.lab.comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+    return made
+
+
+def curves(studio: Studio) -> dict[str, tuple[Any, Levels]]:
+    """Every curve by name: the model whose shift it has, and its levels."""
+    shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
+    made: dict[str, tuple[Any, Levels]] = {}
+    for shift in (3.0, 8.0, 13.0):
+        (model,) = shifting.ModelSamplingAuraFlow().patch_aura(studio.model, shift)
+        made[f"simple, shift {shift:g}"] = model, partial(scheduled, studio, model, "simple")
+    own = studio.model
+    for scheduler in ("beta", "karras"):
+        made[f"{scheduler}, shift {SHIFT:g}"] = own, partial(scheduled, studio, own, scheduler)
+    lists = {GAP: gap, TURNS: turns, "OptimalSteps, FLUX": partial(optimal, "FLUX")}
+    return made | {name: (own, levels) for name, levels in lists.items()}
+
+
+class Easel:
+    """Runs on one curve; finished ones come from the store."""
+
+    def __init__(self, studio: Studio, store: Store, curve: str, model: Any, levels: Levels) -> None:
+        self.studio, self.store, self.curve, self.model, self.levels = studio, store, curve, model, levels
+        self._method, self._code = auto(COUNT, STEPS).made(), method_version(("auto",))
+        self._full: tuple[Pair, str, torch.Tensor, torch.Tensor, float] | None = None
+
+    def outcome(self, pair: Pair, sampler: str, steps: int | None = None) -> Outcome:
+        """Auto on the whole curve, or so many plain steps, against all plain steps."""
+        sigmas = str(self.levels(steps or STEPS).tolist())
+        code = self._code if steps is None else ""
+        key = digest(["schedules", ground(self.studio), code, repr(pair), sampler, self.curve, sigmas])
+        known = self.store.get(key)
+        if known is None:
+            known = self._measure(pair, sampler, steps)
+            self.store.put(key, known)
+        return known
+
+    def _measure(self, pair: Pair, sampler: str, steps: int | None) -> Outcome:
+        _, _, full, wanted, slowest = self._whole(pair, sampler)
+        model = self.studio.lab.attach(self.model, self._method) if steps is None else self.model
+        run = self.studio.make(model, pair, steps or STEPS, self.levels(steps or STEPS), sampler)
+        picture, spread = self.studio.picture(run.latent), float(full.max() - full.min())
+        return Outcome(
+            computed=run.trace["computed"] if run.trace else sum(run.computed),
+            evaluations=len(run.computed),
+            seconds=run.total,
+            speedup=slowest / run.total,
+            cache_bytes=run.trace["cache_bytes"] if run.trace else None,
+            psnr=psnr(picture, wanted),
+            ssim=ssim(picture, wanted),
+            latent_psnr=psnr(run.latent, full, spread),
+            latent_ssim=ssim(run.latent.movedim(1, -1), full.movedim(1, -1), spread),
+            note="; ".join(run.trace["notes"]) if run.trace else "",
+        )
+
+    def _whole(self, pair: Pair, sampler: str) -> tuple[Pair, str, torch.Tensor, torch.Tensor, float]:
+        if self._full is None or self._full[:2] != (pair, sampler):
+            run = self.studio.make(self.model, pair, STEPS, self.levels(STEPS), sampler)
+            self._full = pair, sampler, run.latent, self.studio.picture(run.latent), run.total
+        return self._full
+
+
+def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
+    """One record a curve, sampler, guidance, pair and way."""
+    store, found = Store(), curves(studio)
+    easels = {name: Easel(studio, store, name, *found[name]) for name in (list(found)[:1] if quick else found)}
+    for text, seed in prompts(pairs):
+        for curve, easel in easels.items():
+            for sampler in SAMPLERS[:2] if quick else SAMPLERS:
+                for cfg in GUIDANCE[:1] if quick else GUIDANCE:
+                    pair = Pair(text, seed, cfg)
+                    ours = easel.outcome(pair, sampler)
+                    runs = {AUTO: ours, FEWER: easel.outcome(pair, sampler, max(round(ours.computed), 1))}
+                    for way, run in runs.items():
+                        yield {
+                            "curve": curve, "sampler": sampler, "cfg": cfg, "seed": seed, "way": way,
+                            "computed": run.computed, "psnr": run.psnr, "note": run.note,
+                        }  # fmt: skip
+
+
+def values(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[float]]:
+    """PSNR of Auto and of fewer steps, pair by pair."""
+    ours, fewer = ([number(row["psnr"]) for row in rows if row["way"] == way] for way in (AUTO, FEWER))
+    return ours, fewer
+
+
+def behind(cells: Mapping[tuple[str, str], Sequence[Mapping[str, str]]]) -> str:
+    """Which combinations are behind fewer steps, certainly or in the mean."""
+    certain, mean = [], []
+    for (curve, sampler), rows in cells.items():
+        gain = paired(*values(rows))
+        if gain.mean < 0:
+            (certain if gain.sign < 0 else mean).append(f"{sampler} on {curve}")
+    total = f"Of {len(cells)} combinations Auto is ahead of fewer steps in the mean in "
+    text = total + f"{len(cells) - len(certain) - len(mean)}"
+    text += f"; behind, within the noise: {', '.join(mean)}" if mean else ""
+    return text + (f"; behind beyond it: {', '.join(certain)}." if certain else "; nowhere behind beyond the noise.")
+
+
+def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
+    """docs/schedules.md."""
+    parts = []
+    for cfg in dict.fromkeys(row["cfg"] for row in rows):
+        cells: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+        for row in rows:
+            if row["cfg"] == cfg:
+                cells.setdefault((row["curve"], row["sampler"]), []).append(row)
+        names, own = dict.fromkeys(curve for curve, _ in cells), dict.fromkeys(sampler for _, sampler in cells)
+        body = [[name, *(gained(*values(cells[name, sampler])) for sampler in own)] for name in names]
+        parts += [f"## CFG {number(cfg):g}", behind(cells), markdown(["", *own], body)]
+    pairs = len({row["seed"] for row in rows})
+    mine = [row for row in rows if row["way"] == AUTO]
+    computed = statistics.fmean(number(row["computed"]) for row in mine)
+    return document(
+        "# Other noise levels",
+        f"SpectralCache Auto on the small FLUX, {STEPS} steps, {fixed(computed, 1)} of them computed in the mean; "
+        f"prompt and seed pairs: {pairs}. How many dB its picture is nearer to the full run's (same sampler, same "
+        "levels) than that of as many plain steps on the same curve; in brackets the 95 % interval over pairs.",
+        *parts,
+        about,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    fill.add_quick(parser)
+    fill.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    def records(studio: Studio) -> Iterator[dict[str, object]]:
+        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
+
+    return fill.carry_out_records(options, "schedules", records, ["auto"], report, fill.quick_folder(options))
