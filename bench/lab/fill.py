@@ -68,17 +68,18 @@ def carry_out(
     also: Callable[[Rows, Path], None] | None = None,
     beside: bool = False,
     opened: Opened | None = None,
+    looks: bool = False,
 ) -> int:
     """One command over a grid: runs, then `name`.csv, then from it alone `name`.md, and what `also` makes of it in the
     folder.
 
     `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`). opened: another
-    model than the small FLUX.
+    model than the small FLUX. looks: how the pictures look is measured too.
     """
 
     def make(table: Path) -> str:
         minutes = getattr(options, "minutes", None)
-        return measure(groups, table, options.share, options.side, beside, opened, minutes)
+        return measure(groups, table, options.share, options.side, beside, opened, minutes, looks)
 
     return written(options, name, make, report, folder, also)
 
@@ -148,6 +149,7 @@ def measure(
     beside: bool = False,
     opened: Opened | None = None,
     minutes: float | None = None,
+    looks: bool = False,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share or where time was up before one pair was complete.
@@ -155,6 +157,7 @@ def measure(
     import torch
 
     from bench.lab import Lab, Studio
+    from bench.lab.looks import Eye
     from bench.lab.runner import Runner
     from bench.lab.studio import SIDE
 
@@ -162,7 +165,7 @@ def measure(
     started = shown = time.monotonic()
     until = started + 60 * minutes if minutes else math.inf
     with torch.inference_mode():
-        runner = Runner((opened or Studio)(Lab(), side or SIDE), Store())
+        runner = Runner((opened or Studio)(Lab(), side or SIDE), Store(), Eye.opened() if looks else None)
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()
@@ -190,7 +193,8 @@ def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list
 
     new = {of(row) for row in made}
     kept = [row for row in read_csv(file) if of(row) not in new] if file.exists() else []
-    return [*({MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
+    columns = dict.fromkeys([*(key for row in made[:1] for key in row), *(key for row in kept[:1] for key in row)], "")
+    return [*({**columns, MEASURED: "", **row} for row in kept), *({**columns, **row, MEASURED: about} for row in made)]
 
 
 def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:

@@ -120,6 +120,9 @@ def row(g: Group, arm: Arm, make: Make) -> dict[str, object]:
     known = [outcome.cache_bytes for outcome in outcomes if outcome.cache_bytes is not None]
     estimates = [outcome.estimate for outcome in outcomes if outcome.estimate is not None]
     record["estimate"] = statistics.fmean(estimates) if estimates else None
+    for look in ("feature", "flip"):
+        seen = [getattr(outcome, look) for outcome in outcomes]
+        record[look] = None if None in seen else statistics.fmean(seen)
     record["psnr_each"] = " ".join(f"{outcome.psnr:.4f}" for outcome in outcomes)
     record["cache_bytes"] = round(statistics.fmean(known)) if known else None
     return record

@@ -15,6 +15,8 @@ HEADING = (
     "", "computed", "speed-up", "PSNR", "SSIM", "latent PSNR", "latent SSIM", "PSNR over fewer steps",
     "SSIM over fewer steps", "cache MB",
 )  # fmt: skip
+LOOKS = {"feature": "feature distance", "flip": "FLIP"}
+"""Column of the CSV to heading."""
 
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -84,6 +86,11 @@ def cells(row: Row) -> list[str]:
         over(row, "ssim_over_fewer", 3),
         fixed(held, 2),
     ]
+
+
+def looks(row: Row) -> list[str]:
+    """How its pictures look, in thousandths; blank where nobody looked."""
+    return [fixed(1000 * number(row.get(name, "")), 2) for name in LOOKS]
 
 
 def curve(rows: Sequence[Row], what: str = "psnr") -> list[tuple[float, float]]:

@@ -14,6 +14,7 @@ import torch
 
 from bench.lab.arms import EULER, TWICE, Arm, Cached
 from bench.lab.lab import Sampled
+from bench.lab.looks import Eye
 from bench.lab.painter import Painter
 from bench.lab.pairs import Pair
 from bench.lab.store import Outcome, Store, digest
@@ -33,10 +34,10 @@ def ground(studio: Painter) -> str:
 
 
 class Runner:
-    """One process's share of the bench."""
+    """One process's share of the bench. eye: looks at every picture, also of runs that are known without."""
 
-    def __init__(self, studio: Painter, store: Store) -> None:
-        self.studio, self.store, self._ground = studio, store, ground(studio)
+    def __init__(self, studio: Painter, store: Store, eye: Eye | None = None) -> None:
+        self.studio, self.store, self.eye, self._ground = studio, store, eye, ground(studio)
         self._reference: tuple[Pair, int, str, Sampled, torch.Tensor] | None = None
         self.made = 0
         self._warm = False
@@ -45,7 +46,7 @@ class Runner:
         """One arm on one pair, where the full run has `steps`."""
         key = self.key(arm, pair, steps)
         known = self.store.get(key)
-        if known is None:
+        if known is None or (self.eye and known.feature is None):
             known = self._measure(arm, pair, steps)
             self.store.put(key, known)
         return known
@@ -62,6 +63,7 @@ class Runner:
         self.made += 1
         mine = self.studio.picture(run.latent)
         theirs = self._seen(arm, pair, steps, mine)
+        looks = self.eye.looks(mine, picture) if self.eye else None
         spread = float(full.latent.max() - full.latent.min())
         computed, evaluations = self._evaluations(run, arm.sampler)
         return Outcome(
@@ -76,6 +78,8 @@ class Runner:
             latent_ssim=ssim(_pictures(run.latent), _pictures(full.latent), spread),
             estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
             exact=theirs,
+            feature=looks and looks.feature,
+            flip=looks and looks.flip,
         )
 
     def _seen(self, arm: Arm, pair: Pair, steps: int, picture: torch.Tensor) -> float | None:

@@ -26,6 +26,7 @@ from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
 from bench.lab.pairs import COUNT, prompts
+from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
 from bench.tables import ablation, auto, guidance, unet
 from bench.tables import published as published_tables
@@ -657,6 +658,36 @@ def test_the_report_is_made_of_the_csv_and_says_where_we_lose(csv: Path) -> None
 def test_a_loser_is_called_one(csv: Path) -> None:
     rows = [row for row in tables.read_csv(csv) if row["family"] != "good"]
     assert "bad is closest of the caches (33.0 dB), BEHIND fewer steps (36.0 dB)" in verdict.showing(rows)
+
+
+def looked_at(arm: Arm, pair: Pair, steps: int) -> Outcome:
+    """The same world, in which somebody looked at the pictures."""
+    return dataclasses.replace(made_up(arm, pair, steps), feature=0.0123 + pair.seed % 2 / 1000, flip=0.05)
+
+
+def test_how_pictures_look_stands_beside_the_rows_that_were_looked_at(csv: Path) -> None:
+    assert "FLIP |" not in quality_report.report(tables.read_csv(csv), "")
+    arms = [presets.fewer(7), Cached("good", "good 7", params={"count": 7})]
+    tables.write_csv(csv, fill.joined(lab_grid.rows([lab_grid.group(28, 1.0, 2, arms)], looked_at), csv, "here"))
+    page = quality_report.report(tables.read_csv(csv), "")
+    (row,) = [line for line in page.splitlines() if line.startswith("| good 7") and line.endswith("| 12.80 | 50.00 |")]
+    assert page.count("| feature distance | FLIP |") == 1 and row.count("|") == 13
+
+
+def test_a_picture_that_nobody_looked_at_is_made_again_for_the_eye(tmp_path: Path, monkeypatch: Any) -> None:
+    made: list[str] = []
+
+    def measured(self: Runner, arm: Arm, pair: Pair, steps: int) -> Outcome:
+        made.append(arm.name)
+        return (looked_at if self.eye else made_up)(arm, pair, steps)
+
+    monkeypatch.setattr(Runner, "_measure", measured)
+    studio = SimpleNamespace(identity="", lab=SimpleNamespace(about=lambda: {"versions": ""}))
+    arm, pair = presets.fewer(7), Pair("", 0, 1.0)
+    for eye, runs in ((None, 1), (None, 1), (object(), 2), (object(), 2), (None, 2)):
+        outcome = Runner(studio, Store(tmp_path), eye).outcome(arm, pair, 28)  # type: ignore[arg-type]
+        assert len(made) == runs
+    assert outcome.flip == 0.05
 
 
 def test_a_group_is_made_anew_beside_the_others_and_says_where(csv: Path) -> None:

@@ -15,9 +15,9 @@ from bench.run import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-MAY_USE = {"host": {"host"}, "lab": {"host", "lab"}, "demo": {"host", "lab", "demo"},
+MAY_USE = {"host": {"host"}, "lab": {"host", "lab", "train"}, "demo": {"host", "lab", "demo"},
            "tables": {"host", "lab", "train"}, "train": {"host", "train"}}  # fmt: skip
-"""A table uses no other table: what two of them need is in the lab. The network that judges pictures is in train."""
+"""A table uses no other table: what two of them need is in the lab. The network that looks at pictures is in train."""
 COMMAND_LINE = sorted(path.stem for path in (BENCH / "host").glob("*.py"))
 
 

