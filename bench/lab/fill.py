@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench import ROOT
 from bench.host.provision import say
-from bench.lab.arms import Cached
+from bench.lab.arms import EULER, Cached
 from bench.lab.grid import Group, complete, rows, walk
 from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
@@ -52,6 +52,28 @@ def add_minutes(parser: argparse.ArgumentParser) -> None:
     """The option of a grid that takes long, so that it can be filled in several goes."""
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no more runs after so long: the page of the "
                         "pairs that are complete by then; the same command goes on")  # fmt: skip
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """The option of a grid whose groups can be measured one by one."""
+    parser.add_argument("--only", nargs="+", metavar="STEPS CFG SAMPLER", help="measure this group alone (euler unless "
+                        "another sampler is named); the CSV's others stay as they are")  # fmt: skip
+
+
+def only(options: argparse.Namespace, groups: Sequence[Group]) -> list[Group]:
+    """The groups that --only asks for; all where it was not given. Ends the program where there is none."""
+    if not options.only:
+        return list(groups)
+    asked = " ".join([*options.only, *([EULER] if len(options.only) == 2 else [])])
+    found = [each for each in groups if name_of(each) == asked]
+    if not found:
+        raise SystemExit(f"--only {asked}: no such group. There are: {'; '.join(map(name_of, groups))}")
+    return found
+
+
+def name_of(group: Group) -> str:
+    """What --only calls it."""
+    return f"{group.steps} {group.cfg:g} {group.sampler}"
 
 
 def quick_folder(options: argparse.Namespace) -> Path | None:

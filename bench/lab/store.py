@@ -34,8 +34,8 @@ class Outcome:
     """One run against the full run of its pair. computed: evaluations, by the share of each that ran; speedup:
     processor seconds of the full run over this one's, made in the same process; quality of the picture (psnr, ssim) and
     of the latent, inf and 1 where identical. exact: PSNR of the picture to a converged one, where that was made;
-    note: why it stood down, or nothing; feature, flip: how the picture looks beside the full run's (`looks.Looks`), where
-    that was asked for.
+    note: why it stood down, or nothing; feature, flip: how the picture looks beside the full run's (`looks.Looks`),
+    where that was asked for.
     """
 
     computed: float

@@ -1,4 +1,4 @@
-"""SpectralCache Auto on other noise levels than the model's own: shifts, schedulers, lists by hand; against fewer steps.
+"""SpectralCache Auto on other noise levels: shifts, schedulers and lists by hand, against fewer steps.
 
 Fewer steps are as many as Auto computed, on the same curve: the scheduler's or the list's own shorter form. Every
 sampler that takes one evaluation a step and adds no noise, so that both aim at the same picture.

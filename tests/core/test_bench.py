@@ -660,6 +660,17 @@ def test_a_loser_is_called_one(csv: Path) -> None:
     assert "bad is closest of the caches (33.0 dB), BEHIND fewer steps (36.0 dB)" in verdict.showing(rows)
 
 
+def test_one_group_can_be_asked_for_by_its_name() -> None:
+    kinds = ((1.0, "euler"), (3.0, "euler"), (3.0, "heun"))
+    groups = [lab_grid.group(28, cfg, 1, [], sampler) for cfg, sampler in kinds]
+    ask = argparse.Namespace
+    assert fill.only(ask(only=None), groups) == groups
+    assert fill.only(ask(only=["28", "3"]), groups) == [groups[1]]
+    assert fill.only(ask(only=["28", "3", "heun"]), groups) == [groups[2]]
+    with pytest.raises(SystemExit, match="There are: 28 1 euler; 28 3 euler; 28 3 heun"):
+        fill.only(ask(only=["28", "2"]), groups)
+
+
 def looked_at(arm: Arm, pair: Pair, steps: int) -> Outcome:
     """The same world, in which somebody looked at the pictures."""
     return dataclasses.replace(made_up(arm, pair, steps), feature=0.0123 + pair.seed % 2 / 1000, flip=0.05)

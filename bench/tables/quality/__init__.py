@@ -13,8 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser, "four pairs")
     parser.add_argument("--steps", type=int, default=28, help="of --quick (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="every row at every number of steps and guidance: hours")
-    parser.add_argument("--only", nargs=2, type=float, metavar=("STEPS", "CFG"),
-                        help="measure this group alone; the CSV's others stay as they are")  # fmt: skip
+    fill.add_only(parser)
     parser.add_argument("--plain", action="store_true", help="no feature distance (its network is fetched from PyPI)")
     fill.add_minutes(parser)
     fill.add_arguments(parser)
@@ -27,15 +26,10 @@ def run(options: argparse.Namespace) -> int:
     from cache_core import methods
 
     try:
-        groups = grid(methods(), options.full, options.quick, options.pairs, options.steps)
+        groups = fill.only(options, grid(methods(), options.full, options.quick, options.pairs, options.steps))
     except MissingPresets as error:
         say(f"bench quality: {error}")
         return 1
-    if options.only:
-        groups = [found for found in groups if [found.steps, found.cfg] == options.only]
-        if not groups:
-            say(f"bench quality: no group of {options.only[0]:g} steps at CFG {options.only[1]:g}")
-            return 1
     folder = fill.quick_folder(options)
     looks = not (options.plain or options.quick)
     return fill.carry_out(

@@ -10,8 +10,8 @@ from bench.lab.table import document, markdown
 from bench.lab.verdict import showing
 
 ABOUT_LOOKS = (
-    "Feature distance (EfficientNet-Lite0, channels of unit length over five stages; not LPIPS) and FLIP's mean error, of "
-    "the picture against the full run's, in thousandths: lower is closer."
+    "Feature distance (EfficientNet-Lite0, channels of unit length over five stages; not LPIPS) and FLIP's mean error, "
+    "of the picture against the full run's, in thousandths: lower is closer."
 )
 
 
