@@ -21,6 +21,21 @@ class Pair:
     seed: int
     cfg: float
 
+EMOJI = (
+    "a fox on blue", "a cloud on sky", "a mushroom left of a snail on grass", "a sailboat on pink",
+    "a large crown on purple", "a penguin on white", "a pear on brick", "a rose right of a gear on gray",
+    "a small airplane on black", "a camel on yellow", "a maple leaf on blue to pink", "a beer mug at the top on white",
+    "a goat on green", "a camera above a books on red", "a large strawberry on black", "a violin on dusk",
+    "a bison on brick", "a snowman on sky", "a bird left of a rose on purple", "a stop sign on orange",
+    "a teapot on gray", "a large popcorn on green", "a scorpion on red", "a motorcycle on black to white",
+)  # fmt: skip
+"""Captions for the model that bench/train makes: single objects, pairs, sizes, places; every kind of ground."""
+
+
+def emoji(count: int = COUNT) -> list[tuple[str, int]]:
+    """(caption, seed) for the model that was trained on emoji."""
+    return [(caption, FIRST_SEED + i) for i, caption in enumerate(EMOJI[:count])]
+
 
 def prompts(count: int = COUNT) -> list[tuple[str, int]]:
     """(caption, seed): every third one a photo, the others shapes that walk through sizes, colours, forms, grounds."""

@@ -25,9 +25,10 @@ from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
-from bench.lab.pairs import COUNT, prompts
+from bench.lab.pairs import COUNT, emoji, prompts
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
+from bench.lab.studio import MODELS
 from bench.tables import ablation, auto, guidance, unet
 from bench.tables import published as published_tables
 from bench.tables import speed as speed_command
@@ -383,6 +384,8 @@ def test_the_default_grid_is_the_one_in_the_documents() -> None:
 def test_pairs_are_different_pictures() -> None:
     assert len({text for text, _ in prompts()}) > COUNT * 0.9
     assert len({seed for _, seed in prompts()}) == COUNT
+    assert len(set(emoji())) == COUNT == len({text for text, _ in emoji()}) and emoji(3) == emoji()[:3]
+    assert all(len(text.split()) <= MODELS["emoji"].words for text, _ in emoji())
 
 
 @pytest.mark.parametrize("total", [8, 20, 28, 50])

@@ -6,7 +6,6 @@ Plain samplers treat the rows of a batch apart, so several pairs are sampled at 
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from bench.host.provision import say
 from bench.lab import Lab, Pair, Studio, fill
 from bench.lab.intervals import paired
 from bench.lab.looks import Eye
-from bench.lab.pairs import prompts
 from bench.lab.store import Store, digest
-from bench.lab.studio import SIDE, WEIGHTS
+from bench.lab.studio import FIRST, SIDE
 from bench.lab.table import write_csv
 from bench.tables.exact.grid import GUIDANCE, PLACES, Auto, Plain, Size, Way, others
 from cache_core.metrics import psnr
@@ -61,8 +59,7 @@ class Easel:
         self.studio, self.size, self.eye = studio, size, eye
         self.store = Store(kind=Score)
         self.until = time.monotonic() + 60 * minutes if minutes else None
-        weights = hashlib.sha256((WEIGHTS / "tiny_flux.safetensors").read_bytes()).hexdigest()[:12]
-        self._ground = f"exact {VERSION} {weights} {studio.lab.about()['versions']} {studio.side}"
+        self._ground = f"exact {VERSION} {studio.identity} {studio.lab.about()['versions']} {studio.side}"
         self._pictures: dict[str, Tensor] = {}
         self.made = 0
 
@@ -195,16 +192,12 @@ class Easel:
 Record = dict[str, object]
 
 
-def found_pairs(count: int, cfg: float) -> list[Pair]:
-    return [Pair(text, seed, cfg) for text, seed in prompts(count)]
-
-
 def finalists(easel: Easel, size: Size, records: list[Record]) -> dict[float, list[Plain]]:
     """The best plain combinations of each guidance, screened on a few pairs at one budget, by their latents."""
     chosen: dict[float, list[Plain]] = {}
     waiting = size.combinations()
     for cfg in GUIDANCE:
-        pairs = found_pairs(size.screened, cfg)
+        pairs = easel.studio.cases(size.screened, cfg)
         easel.prepare(pairs)
         told = {}
         for way in waiting:
@@ -221,14 +214,15 @@ def _mean(scores: Sequence[Score]) -> float:
 
 
 def measure(
-    size: Size, table: Path, minutes: float | None, features: bool, side: int | None, share: str | None = None
-) -> str:
+    size: Size, table: Path, minutes: float | None, features: bool, side: int | None, share: str | None = None,
+    model: str = FIRST,
+) -> str:  # fmt: skip
     """Every run that the time allows, and the CSV of it; returns the line on where the figures are from, or nothing
     where the time was too short for a table, and after a share (K/N: every N-th pair, from K).
     """
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     with torch.inference_mode():
-        studio = Studio(Lab(), side or SIDE)
+        studio = Studio(Lab(), side or SIDE, model)
         easel = Easel(studio, size, Eye.opened() if features else None, minutes)
         try:
             records = _records(easel, size, slice(part, None, parts))
@@ -237,7 +231,7 @@ def measure(
             return ""
         if share:
             return ""
-    write_csv(table, records)
+    write_csv(table, [{"model": model, **each} for each in records])
     return fill.origin(studio.lab.about(), ["auto"])
 
 
@@ -252,7 +246,7 @@ def _records(easel: Easel, size: Size, own: slice) -> list[Record]:
             both: tuple[Mapping[float, Sequence[Way]], ...] = (plain, dict.fromkeys(GUIDANCE, auto))
             for ways in both:
                 for cfg in GUIDANCE:
-                    _walk(easel, ways[cfg], size.budgets, found_pairs(count, cfg)[own])
+                    _walk(easel, ways[cfg], size.budgets, easel.studio.cases(count, cfg)[own])
                     say(f"CFG {cfg:g}: {count} of {size.pairs} pairs, {easel.made} runs made")
             done = dict.fromkeys(GUIDANCE, count)
         if own.step > 1:
@@ -265,18 +259,18 @@ def _records(easel: Easel, size: Size, own: slice) -> list[Record]:
     easel.until = None  # what follows is in the store
     for cfg in GUIDANCE:
         if done[cfg]:
-            records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, found_pairs(done[cfg], cfg))
+            records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, easel.studio.cases(done[cfg], cfg))
     return records
 
 
 def _beside(easel: Easel, size: Size, cfg: float) -> Iterator[Record]:
     """On fewer pairs: whether the reference is converged, Auto on other samplers and steps, the other caches."""
-    pairs = found_pairs(size.screened, cfg)
+    pairs = easel.studio.cases(size.screened, cfg)
     yield _reference(easel, cfg, pairs)
     for way in (Auto(*each) for each in size.auto_screened):
         yield from (record("screened", cfg, way, n, easel.score(way, n, pairs, look=False)) for n in size.screen_auto)
     if size.cached:
-        pairs = found_pairs(size.cached, cfg)
+        pairs = easel.studio.cases(size.cached, cfg)
         yield from (record("cache", cfg, way, 0, easel.score(way, 0, pairs)) for way in others())
 
 
