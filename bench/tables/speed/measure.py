@@ -43,6 +43,8 @@ COUNTED = {"cpu": (SKIPPING, FREQCA), "cuda": (AUTO, SKIPPING, FREQCA)}
 """Arms whose waits are counted. Auto keeps its ledger on the CPU whatever the device: reading it there waits for
 nothing, but on a CPU looks like all other reads.
 """
+LONG_STEPS, LONG_COMPUTED, LONG_RUNS = 100, 12, 6
+"""A run in which nearly every step is skipped."""
 GROUP = {"cpu": 2, "cuda": 4}
 """Arms between two runs without a node: a GPU with nothing else to do drifts less."""
 
@@ -150,7 +152,7 @@ class Measured:
 
 @dataclass(slots=True)
 class Speeds:
-    """One model: its runs, for each number of steps, and what was measured beside them."""
+    """One model: its runs for each number of steps, and what was measured beside them. long: Auto's of LONG_STEPS."""
 
     size: Size
     device: str
@@ -158,6 +160,7 @@ class Speeds:
     runs: list[Measured]
     transforms: dict[str, float] = field(default_factory=dict)
     waits: dict[str, Waits] = field(default_factory=dict)
+    long: list[Sampled] = field(default_factory=list)
 
 
 def of_kind(run: Sampled, computed: bool) -> list[float]:
@@ -196,6 +199,11 @@ def over_expected(each: Round, arm: str) -> float:
     ran = each.run(arm).computed
     skipped = len(ran) - sum(ran)
     return speedup(each, arm) * (sum(ran) + skip_share(each, arm) * skipped) / len(ran)
+
+
+def beyond_computed(run: Sampled) -> float:
+    """What a run took beyond its computed evaluations, in these: the skipped ones, set-up, sampler and end."""
+    return run.total / (sum(run.computed) * statistics.median(of_kind(run, True))) - 1
 
 
 def order(names: Sequence[str], turn: int, group: int) -> list[str]:
@@ -238,6 +246,8 @@ def measure(lab: Lab, size: Size, plan: Plan, say: Callable[[str], None]) -> Spe
         with counted(waits, lab.device):
             sample(lab.attach(waits.numbered(model), arms()[name]), plan.steps[0])
     result.transforms = transforms(lab, size)
+    many = lab.attach(model, methods()["auto"](quality="Custom", computed=LONG_COMPUTED))
+    result.long = [sample(many, LONG_STEPS) for _ in range(LONG_RUNS)]
     result.runs = [Measured(steps) for steps in plan.steps]
     names = [name for name in models if name != NONE]
     for index in range(plan.rounds):

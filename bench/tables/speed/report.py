@@ -16,12 +16,15 @@ from bench.tables.speed.measure import (
     FLOORS,
     FREQCA,
     FREQCA_FFT,
+    LONG_COMPUTED,
+    LONG_STEPS,
     REFUSING,
     SKIPPING,
     SKIPS,
     Measured,
     Round,
     Speeds,
+    beyond_computed,
     cache_features,
     over_expected,
     overhead,
@@ -36,6 +39,8 @@ MOST_SKIP, MOST_IDLE = 1.0, 0.5
 """Asked of a skipped evaluation and of an idle node: percent of a computed evaluation, of a run."""
 ENOUGH = 6
 """Rounds from which the least and the most of them hold the median in 95 cases of 100."""
+MOST_BEYOND = 3.0
+"""Asked of a run of 100 steps with 12 computed: percent beyond its computed evaluations."""
 MEMORY_SLACK = 1e-3
 """Some sums of eight bytes beside the features."""
 
@@ -146,7 +151,7 @@ def common(speeds: Speeds) -> list[Figure]:
     lines = idle(speeds.idle, computed)
     for kind, cost_of_one in speeds.transforms.items():
         lines.append(Figure(f"one {kind.upper()} low-pass in computed", known(100 * cost_of_one / computed), "%", 5.0))
-    lines += memory(speeds)
+    lines += [*long_run(speeds), *memory(speeds)]
     for arm, waits in speeds.waits.items():
         lines.append(Figure(f"device waits, a run, {arm}", known(sum(waits.places.values())), "waits"))
         each = statistics.fmean(waits.evaluations[1:])
@@ -165,6 +170,15 @@ def idle(measured: Idle, computed: float) -> list[Figure]:
         Figure(f"{NEVER}, own time an evaluation", own, "ms", null=0),
         Figure(f"{NEVER}, own time in computed", share, "%", null=0),
     ]
+
+
+def long_run(speeds: Speeds) -> list[Figure]:
+    """What a run costs in which nearly every step is skipped."""
+    if not speeds.long:
+        return []
+    beyond = bootstrap([100 * beyond_computed(run) for run in speeds.long], statistics.median)
+    name = f"{LONG_STEPS} steps, {LONG_COMPUTED} computed, {AUTO}: beyond the computed evaluations"
+    return [Figure(name, beyond, "%", MOST_BEYOND, rounds=len(speeds.long))]
 
 
 def memory(speeds: Speeds) -> list[Figure]:
