@@ -64,7 +64,6 @@ class Runner:
         mine = self.studio.picture(run.latent)
         theirs = self._seen(arm, pair, steps, mine)
         looks = self.eye.looks(mine, picture) if self.eye else None
-        spread = float(full.latent.max() - full.latent.min())
         computed, evaluations = self._evaluations(run, arm.sampler)
         return Outcome(
             computed=computed,
@@ -72,10 +71,7 @@ class Runner:
             seconds=run.total,
             speedup=full.total / run.total,
             cache_bytes=run.trace["cache_bytes"] if run.trace else None,
-            psnr=psnr(mine, picture),
-            ssim=ssim(mine, picture),
-            latent_psnr=psnr(run.latent, full.latent, spread),
-            latent_ssim=ssim(_pictures(run.latent), _pictures(full.latent), spread),
+            **closeness(mine, run.latent, picture, full.latent),
             estimate=estimated_error(run.trace["evaluations"]) if run.trace else None,
             exact=theirs,
             feature=looks and looks.feature,
@@ -130,6 +126,17 @@ class Runner:
             raise RuntimeError("two uncached runs of one pair differ: nothing can be measured on this machine")
         runs[0].total = statistics.fmean(run.total for run in runs)
         return runs[0]
+
+
+def closeness(
+    picture: torch.Tensor, latent: torch.Tensor, wanted: torch.Tensor, full: torch.Tensor
+) -> dict[str, float]:
+    """An `Outcome`'s figures of quality: a picture and its latent against those of the full run."""
+    spread = float(full.max() - full.min())
+    return {
+        "psnr": psnr(picture, wanted), "ssim": ssim(picture, wanted), "latent_psnr": psnr(latent, full, spread),
+        "latent_ssim": ssim(_pictures(latent), _pictures(full), spread),
+    }  # fmt: skip
 
 
 def _pictures(latent: torch.Tensor) -> torch.Tensor:

@@ -20,11 +20,10 @@ from bench.lab.arms import method_version
 from bench.lab.intervals import paired
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import ground
+from bench.lab.runner import closeness, ground
 from bench.lab.store import Outcome, Store, digest
 from bench.lab.studio import SHIFT
 from bench.lab.table import document, fixed, gained, markdown, number
-from cache_core.metrics import psnr, ssim
 
 STEPS, COUNT, PAIRS = 20, 10, 6
 GUIDANCE = (1.0, 3.0)
@@ -99,17 +98,13 @@ class Easel:
         _, _, full, wanted, slowest = self._whole(pair, sampler)
         model = self.studio.lab.attach(self.model, self._method) if steps is None else self.model
         run = self.studio.make(model, pair, steps or STEPS, self.levels(steps or STEPS), sampler)
-        picture, spread = self.studio.picture(run.latent), float(full.max() - full.min())
         return Outcome(
             computed=run.trace["computed"] if run.trace else sum(run.computed),
             evaluations=len(run.computed),
             seconds=run.total,
             speedup=slowest / run.total,
             cache_bytes=run.trace["cache_bytes"] if run.trace else None,
-            psnr=psnr(picture, wanted),
-            ssim=ssim(picture, wanted),
-            latent_psnr=psnr(run.latent, full, spread),
-            latent_ssim=ssim(run.latent.movedim(1, -1), full.movedim(1, -1), spread),
+            **closeness(self.studio.picture(run.latent), run.latent, wanted, full),
             note="; ".join(run.trace["notes"]) if run.trace else "",
         )
 

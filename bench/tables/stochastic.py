@@ -24,10 +24,9 @@ from bench.lab import Studio, fill, noise
 from bench.lab.arms import method_version
 from bench.lab.pairs import prompts
 from bench.lab.presets import auto
-from bench.lab.runner import ground
+from bench.lab.runner import closeness, ground
 from bench.lab.store import Outcome, Store, digest
 from bench.lab.table import document, fixed, gained, markdown, number
-from cache_core.metrics import psnr, ssim
 from cache_core.types import Method
 
 STEPS, COUNT, PAIRS = 28, 14, 4
@@ -97,17 +96,13 @@ class Easel:
         full, wanted, slowest = self._full
         latent, seconds, ran = self._sample(steps, method)
         trace = self.studio.lab.pack.RUNS.newest(lambda _: True) if method is not None else None
-        picture, spread = self.studio.picture(latent), float(full.max() - full.min())
         return Outcome(
             computed=sum(e["work"] for e in trace["evaluations"]) if trace else ran,
             evaluations=len(trace["evaluations"]) if trace else ran,
             seconds=seconds,
             speedup=slowest / seconds,
             cache_bytes=trace["cache_bytes"] if trace else None,
-            psnr=psnr(picture, wanted),
-            ssim=ssim(picture, wanted),
-            latent_psnr=psnr(latent, full, spread),
-            latent_ssim=ssim(latent.movedim(1, -1), full.movedim(1, -1), spread),
+            **closeness(self.studio.picture(latent), latent, wanted, full),
             note="; ".join(trace["notes"]) if trace and trace["state"] == STOOD_DOWN else "",
         )
 
