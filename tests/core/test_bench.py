@@ -29,7 +29,7 @@ from bench.lab.pairs import COUNT, emoji, prompts
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
 from bench.lab.studio import MODELS
-from bench.tables import ablation, auto, guidance, unet
+from bench.tables import ablation, auto, guidance, schedules, stochastic, unet
 from bench.tables import published as published_tables
 from bench.tables import speed as speed_command
 from bench.tables.exact import report as exact_report
@@ -883,10 +883,33 @@ def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) ->
     assert page.count("## All rows") == 2 and page.endswith("somewhere\n")
 
 
+def test_other_noise_levels_say_where_fewer_steps_are_closer() -> None:
+    """Behind in the mean, behind beyond the noise of the pairs, or ahead: each is called what it is."""
+
+    def rows(curve: str, gains: Sequence[float]) -> Iterator[dict[str, str]]:
+        for seed, gain in enumerate(gains):
+            for way, psnr in (("Auto", 30 + gain), ("fewer steps", 30.0)):
+                yield {"curve": curve, "sampler": "euler", "cfg": "1", "seed": str(seed), "way": way, "computed": "10",
+                       "psnr": str(psnr), "note": ""}  # fmt: skip
+
+    page = schedules.report([*rows("a", (2, 3)), *rows("b", (-4, 3)), *rows("c", (-2, -3))], "somewhere")
+    assert "in the mean in 1; behind, within the noise: euler on b; behind beyond it: euler on c." in page
+    assert "| c | -2.5 (-3.0 to -2.0) |" in page and page.endswith("somewhere\n")
+    assert "nowhere behind beyond the noise" in schedules.report(list(rows("b", (-4, 3))), "")
+
+
+def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None:
+    for levels in (schedules.gap, schedules.turns):
+        for steps in (10, 20):
+            made = levels(steps)
+            assert len(made) == steps + 1 and made[0] == 1 and abs(made[-1]) < 1e-6 and (made.diff() < 0).all()
+    assert torch.isclose(schedules.gap(20).diff().abs().max(), torch.tensor(0.2))
+
+
 REPORTS = {
     "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
-    "exact": exact_report.report,
-    "published": published_tables.report,
+    "exact": exact_report.report, "exact-emoji": exact_report.report, "schedules": schedules.report,
+    "published": published_tables.report, "auto": auto.report, "stochastic": stochastic.report,
 }  # fmt: skip
 
 

@@ -177,6 +177,16 @@ def test_predictors_measures_forecasts_beside_the_controls(folder: Path) -> None
     assert "10 computed: best" in (folder / "predictors.md").read_text("utf-8")
 
 
+def test_schedules_compares_runs_on_one_curve(folder: Path) -> None:
+    bench(folder, "schedules", *SMALLER)
+    rows = {(row["sampler"], row["way"]): row for row in table(folder / "schedules.csv")}
+    assert {sampler for sampler, _ in rows} == {"euler", "dpmpp_2m"}
+    for sampler in ("euler", "dpmpp_2m"):
+        ours, fewer = rows[sampler, "Auto"], rows[sampler, "fewer steps"]
+        assert ours["computed"] == fewer["computed"] == "10" and ours["psnr"] != fewer["psnr"]
+    assert "simple, shift 3" in (folder / "schedules.md").read_text("utf-8")
+
+
 def test_stochastic_compares_runs_on_one_path_of_noise(folder: Path) -> None:
     bench(folder, "stochastic", *SMALLER)
     rows = {(row["sampler"], row["way"]): row for row in table(folder / "stochastic.csv")}
