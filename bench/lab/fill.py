@@ -215,8 +215,8 @@ def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list
 
     new = {of(row) for row in made}
     kept = [row for row in read_csv(file) if of(row) not in new] if file.exists() else []
-    columns = dict.fromkeys([*(key for row in made[:1] for key in row), *(key for row in kept[:1] for key in row)], "")
-    return [*({**columns, MEASURED: "", **row} for row in kept), *({**columns, **row, MEASURED: about} for row in made)]
+    columns = dict.fromkeys((key for row in made[:1] for key in row), "")  # a table of before may have fewer
+    return [*({**columns, MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
 
 
 def origin(about: Mapping[str, str], methods: Iterable[str]) -> str:

@@ -680,7 +680,9 @@ def looked_at(arm: Arm, pair: Pair, steps: int) -> Outcome:
 
 
 def test_how_pictures_look_stands_beside_the_rows_that_were_looked_at(csv: Path) -> None:
-    assert "FLIP |" not in quality_report.report(tables.read_csv(csv), "")
+    old = [{name: row[name] for name in row if name not in reading.LOOKS} for row in tables.read_csv(csv)]
+    assert "FLIP |" not in quality_report.report(old, "")
+    tables.write_csv(csv, old)  # a table from before anybody looked
     arms = [presets.fewer(7), Cached("good", "good 7", params={"count": 7})]
     tables.write_csv(csv, fill.joined(lab_grid.rows([lab_grid.group(28, 1.0, 2, arms)], looked_at), csv, "here"))
     page = quality_report.report(tables.read_csv(csv), "")
