@@ -306,6 +306,16 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
     assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays
 
 
+def test_exact_takes_the_second_model(folder: Path) -> None:
+    """Its own weights, captions and page, beside the first one's."""
+    bench(folder, "exact", "--side", "8", "--quick", "--model", "emoji")
+    rows = table(folder / "exact-emoji.csv")
+    assert {row["model"] for row in rows} == {"emoji"}
+    auto = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
+    assert float(auto["computed"]) == 6 and 5 < float(auto["psnr"]) < 100
+    assert "The second small FLUX" in (folder / "exact-emoji.md").read_text("utf-8")
+
+
 TOGETHER = """
 import os, sys
 sys.path.insert(0, os.environ["ROOT"])
