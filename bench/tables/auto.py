@@ -52,8 +52,8 @@ OTHERS = {
 WORDS_GIVE = (
     "Computed steps and, read between the rows above, the PSNR of the picture in dB. The counts were read off euler's "
     "curves at CFG 3. One count serves every sampler, since a sampler is told by its moves, and these are not known "
-    "before the plan is made: so with a word a sampler with a memory or with two evaluations a step ends below euler, "
-    "most of all with Draft. Where that matters, take the next more careful word, or `computed`."
+    "before the plan is made: with Draft a sampler with a memory or with two evaluations a step ends 3 to 5 dB below "
+    "euler. Where that matters, take Fast, or `computed`."
 )
 
 

@@ -886,7 +886,7 @@ def test_the_predictors_page_says_what_many_rows_say_together(tmp_path: Path) ->
 
 
 def test_other_noise_levels_say_where_fewer_steps_are_closer() -> None:
-    """Behind in the mean, behind beyond the noise of the pairs, or ahead: each is called what it is."""
+    """Behind in the mean, behind in every pair, or ahead: each is called what it is."""
 
     def rows(curve: str, gains: Sequence[float]) -> Iterator[dict[str, str]]:
         for seed, gain in enumerate(gains):
@@ -895,9 +895,9 @@ def test_other_noise_levels_say_where_fewer_steps_are_closer() -> None:
                        "psnr": str(psnr), "note": ""}  # fmt: skip
 
     page = schedules.report([*rows("a", (2, 3)), *rows("b", (-4, 3)), *rows("c", (-2, -3))], "somewhere")
-    assert "in the mean in 1; behind, within the noise: euler on b; behind beyond it: euler on c." in page
+    assert "in the mean in 1; behind in the mean alone: euler on b. Behind in every pair: euler on c." in page
     assert "| c | -2.5 (-3.0 to -2.0) |" in page and page.endswith("somewhere\n")
-    assert "nowhere behind beyond the noise" in schedules.report(list(rows("b", (-4, 3))), "")
+    assert "Nowhere behind in every pair." in schedules.report(list(rows("b", (-4, 3))), "")
 
 
 def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None:
