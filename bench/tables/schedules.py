@@ -169,8 +169,8 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
         "# Other noise levels",
         f"SpectralCache Auto on the small FLUX, {STEPS} steps, {fixed(computed, 1)} of them computed in the mean; "
         f"prompt and seed pairs: {pairs}. How many dB its picture is nearer to the full run's (same sampler, same "
-        "levels) than that of as many plain steps on the same curve; in brackets the 95 % interval over pairs. The list "
-        "of OptimalSteps is searched for ten steps of FLUX.1, which is what as many plain steps are there.",
+        "levels) than that of as many plain steps on the same curve; in brackets the 95 % interval over pairs. The "
+        "list of OptimalSteps is searched for ten steps of FLUX.1, which is what as many plain steps are there.",
         *parts,
         about,
     )
