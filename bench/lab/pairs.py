@@ -21,6 +21,7 @@ class Pair:
     seed: int
     cfg: float
 
+
 EMOJI = (
     "a fox on blue", "a cloud on sky", "a mushroom left of a snail on grass", "a sailboat on pink",
     "a large crown on purple", "a penguin on white", "a pear on brick", "a rose right of a gear on gray",

@@ -169,8 +169,9 @@ def report(rows: Sequence[Row], about: str) -> str:
         "many evaluations. Plain rows compute every step; samplers with two evaluations a step (dpm_2, heun, "
         "exp_heun_2_x0) cannot have an even number and have one more than the column says. Auto's rows sample many "
         "steps, of which exactly as many are computed as the column says (`computed`); the others cost next to "
-        "nothing. *Auto's places* are the noise levels that Auto's plan computes of 28 steps: a schedule of this pack, on which a plain sampler is a stronger "
-        "rival. What was tried to come closer still, and did not: [tried.md](tried.md).",
+        "nothing. *Auto's places* are the noise levels that Auto's plan computes of 28 steps: a schedule of this "
+        "pack, on which a plain sampler is a stronger rival. What was tried to come closer still, and did not: "
+        "[tried.md](tried.md).",
         reference(rows),
         f"{MODELS[rows[0].get('model', FIRST)].says}. Its figures cannot be compared with published ones of FLUX.1: a "
         "small smooth model is followed far more closely by every method.",
