@@ -37,7 +37,7 @@ class Painter:
         pictures: torch.Tensor = self.vae.decode(latent)
         return pictures.flatten(0, -4)
 
-    def sigmas(self, steps: int, scheduler: str = "simple") -> torch.Tensor:
-        """A scheduler on the model's own schedule, shift included: T + 1 noise levels."""
-        sampling = self.model.get_model_object("model_sampling")
+    def sigmas(self, steps: int, scheduler: str = "simple", model: Any = None) -> torch.Tensor:
+        """A scheduler on the schedule of the model, or of one derived from it, shift included: T + 1 noise levels."""
+        sampling = (model or self.model).get_model_object("model_sampling")
         return self.lab.comfy.samplers.calculate_sigmas(sampling, scheduler, steps)

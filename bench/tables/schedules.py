@@ -53,23 +53,16 @@ def optimal(model: str, steps: int) -> torch.Tensor:
     return made
 
 
-def scheduled(studio: Studio, model: Any, scheduler: str, steps: int) -> torch.Tensor:
-    """A scheduler of the host on this model's schedule."""
-    sampling = model.get_model_object("model_sampling")
-    made: torch.Tensor = studio.lab.comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    return made
-
-
 def curves(studio: Studio) -> dict[str, tuple[Any, Levels]]:
     """Every curve by name: the model whose shift it has, and its levels."""
     shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
     made: dict[str, tuple[Any, Levels]] = {}
     for shift in (3.0, 8.0, 13.0):
         (model,) = shifting.ModelSamplingAuraFlow().patch_aura(studio.model, shift)
-        made[f"simple, shift {shift:g}"] = model, partial(scheduled, studio, model, "simple")
+        made[f"simple, shift {shift:g}"] = model, partial(studio.sigmas, model=model)
     own = studio.model
     for scheduler in ("beta", "karras"):
-        made[f"{scheduler}, shift {SHIFT:g}"] = own, partial(scheduled, studio, own, scheduler)
+        made[f"{scheduler}, shift {SHIFT:g}"] = own, partial(studio.sigmas, scheduler=scheduler)
     lists = {GAP: gap, TURNS: turns, "OptimalSteps, FLUX": partial(optimal, "FLUX")}
     return made | {name: (own, levels) for name, levels in lists.items()}
 
