@@ -308,11 +308,14 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
 
 def test_exact_takes_the_second_model(folder: Path) -> None:
     """Its own weights, captions and page, beside the first one's."""
-    bench(folder, "exact", "--side", "8", "--quick", "--model", "emoji")
-    rows = table(folder / "exact-emoji.csv")
-    assert {row["model"] for row in rows} == {"emoji"}
-    auto = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
-    assert float(auto["computed"]) == 6 and 5 < float(auto["psnr"]) < 100
+    found = {}
+    for model, name in (("shapes", "exact"), ("emoji", "exact-emoji")):
+        bench(folder, "exact", "--side", "8", "--quick", "--model", model)
+        rows = table(folder / f"{name}.csv")
+        assert {row["model"] for row in rows} == {model}
+        found[model] = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
+        assert float(found[model]["computed"]) == 6 and 5 < float(found[model]["psnr"]) < 100
+    assert found["shapes"]["psnr"] != found["emoji"]["psnr"]  # the weights are others too
     assert "The second small FLUX" in (folder / "exact-emoji.md").read_text("utf-8")
 
 
