@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,14 +37,18 @@ class Repay(Correction):
     A narrow step behind a wide gap would have to pay many times what it is itself. No payment of a row is more than
     `most` times its feature, and a step pays a share of the debt that grows with the square of its width: whole where
     it is at least `narrow` times as wide as the widest it pays for, and next to nothing where it is next to nothing.
-    Multistep solvers divide what changes between two steps by the width between, and take it as far as the next step is
-    wide: so less is paid, too, behind a step that is narrower than `narrow` times this one, and before one of which
-    this one is less than `narrow`. The rest is left to the steps behind it.
+
+    Multistep solvers remember what they are told: they lay a polynomial through their newest results and follow it to
+    the end of a step, in sigma (Adams-Bashforth, DEIS) or in the logarithm of noise over signal (DPM-Solver++, UniPC).
+    Where steps are uneven a payment counts there a multiple A of what it does among even ones (`amplified`): 30 times
+    before the last steps of the scheduler normal. Beyond `amplified` times, the square of that less is paid. The rest
+    is left to the steps behind it.
     """
 
     points: int = 3
     most: float = 3.0
     narrow: float = 0.5
+    amplified: float = 4.0
 
     def repair(
         self,
@@ -84,23 +87,38 @@ class Repay(Correction):
             owed = debt.amount.float() / now.width
             repair = owed if repair is None else repair + owed
         assert repair is not None
-        before, after = _around(now)
         share = min(now.width / (self.narrow * widest), 1.0) ** 2
-        share *= min(before / (self.narrow * now.width), 1.0)
-        share *= min(now.width / (self.narrow * after), 1.0) ** 2 if after > 0 else 1.0
+        share *= min(self.amplified / amplification(now), 1.0) ** 2
         paid = _limited(repair * share if share < 1 else repair, new.value, self.most)
         return paid, Debt((repair - paid) * now.width, widest) if share < 1 else None
 
 
-def _around(now: Step) -> tuple[float, float]:
-    """The widths of the step before, infinite where nothing is known of it, and of the next one, 0 where there is none.
+ORDER = 3
+"""Results that the usual multistep solvers look at."""
+
+
+def amplification(now: Step) -> float:
+    """How many times as much as among even steps the result of this step counts in the solver's steps that look at it:
+    the largest of the Lagrange weights with which ORDER results are followed to a step's end, over the even ones, in
+    sigma and in the logarithm of noise over signal; 1 to infinity. The last step, to sigma 0, follows the newest alone.
     """
-    sigmas = now.schedule.sigmas if now.schedule is not None else ()
-    widths = [above - below for above, below in itertools.pairwise(sigmas)]
-    return (
-        widths[now.index - 1] if 0 < now.index <= len(widths) else math.inf,
-        widths[now.index + 1] if now.index + 1 < len(widths) else 0.0,
-    )
+    if now.schedule is None:
+        return 1.0
+    schedule, here = now.schedule, now.index
+    sigmas = [sigma for sigma in schedule.sigmas[: here + ORDER + 1] if sigma > 0]
+    worst = 1.0
+    for line in (sigmas, [schedule.log_noise(sigma) for sigma in sigmas]):
+        for step in range(here, len(line) - 1):
+            weight = 1.0
+            for other in range(max(step - ORDER + 1, 0), step + 1):
+                if other == here:
+                    continue
+                if line[other] == line[here]:
+                    return math.inf
+                ahead, apart = line[step + 1] - line[other], line[here] - line[other]
+                weight *= abs(ahead / apart * (here - other) / (step + 1 - other))
+            worst = max(worst, weight)
+    return worst
 
 
 def _limited(repair: Tensor, feature: Tensor, most: float) -> Tensor:

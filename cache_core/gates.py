@@ -236,10 +236,12 @@ class Budget(Gate):
 
     def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
         """Why this evaluation is computed, or an empty string."""
-        end = step.expected - self.keep_last
+        total = self.steps(step.expected)
+        kept = max(self.keep_last, step.ending(total - self.keep_first))
+        end = step.expected - kept
         if step.index < self.keep_first or step.index >= end:
             return "kept"
-        left = self.steps(step.expected) - spent - (self.keep_last - 1)
+        left = total - spent - (kept - 1)
         if step.index <= anchor or step.index >= following(anchor, left, end, stride, step.stands):
             return "placed"
         return self._doubt(estimate)

@@ -19,6 +19,11 @@ of shift USUAL (`even`):
 A schedule of shift USUAL or less counts its steps as they are, and so does one of another kind of model. (Placed by
 noise, lists that are uneven in other ways came out worse: a narrow step behind a wide gap has to be computed with it,
 since multistep solvers divide by its width.)
+
+Some lists end in a step of next to nothing (normal, ddim_uniform, kl_optimal, OptimalSteps): from sigma 0.16 to 0.01 to
+0 with normal, 20 steps of shift 3. The last step cannot repair there what the one before it missed, so that both are
+the end (`ending`): normal, shift 3, 10 of 20 steps, six samplers, two pairs: +6.3 dB at CFG 1, +4.5 at CFG 3. Where the
+step before starts from little noise already it is not worth one of the others: kl_optimal, from 0.04, -0.3 and -4.6 dB.
 """
 
 from __future__ import annotations
@@ -36,6 +41,10 @@ ALIKE = 0.1
 """A shift so little above it (relative) is still usual: FLUX's own is 3.16."""
 LEAST = 1e-6
 """How close to pure noise a level counts."""
+SLIGHT, NOISY, ENOUGH = 0.25, math.log(0.1), 3
+"""A last step is next to nothing below this share of the one before it; that one matters from this logarithm of noise
+over signal on, and where so many steps are left for the run behind its first.
+"""
 
 
 def cumulative(t: float) -> float:
@@ -73,6 +82,16 @@ def _shift(odds: Sequence[float]) -> float:
     share = middle / (len(odds) - 1)
     below = (1 - share) * odds[0] - odds[middle]
     return share * odds[0] * odds[middle] / below if below > 0 else math.inf
+
+
+def ending(sigmas: Sequence[float], log_noise: float, left: int) -> int:
+    """How many steps are the end of a run, 1 or 2. log_noise: over signal, where the step before the last one starts;
+    left: steps that are still to be computed behind the first.
+    """
+    if len(sigmas) < 4 or left < ENOUGH:
+        return 1
+    before, last = sigmas[-3] - sigmas[-2], sigmas[-2] - sigmas[-1]
+    return 2 if last < SLIGHT * before and log_noise >= NOISY else 1
 
 
 def following(step: int, left: int, end: int, stride: float = 1.0, stands: Sequence[float] | None = None) -> int:

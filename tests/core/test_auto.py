@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from cache_core import methods
 from cache_core.backtest import EDGES, GAINS, MOST_GAIN, BackTested
 from cache_core.coefficients import IDENTITY
-from cache_core.corrections import Repay
+from cache_core.corrections import Repay, amplification
 from cache_core.methods.auto import CUSTOM, _count
 from cache_core.methods.auto import auto as published
 from cache_core.placement import USUAL, even, following, places
@@ -61,10 +62,19 @@ def polynomial(*coefficients: float) -> Features:
 class Run:
     """One run of the engine, with Euler behind it: x moves by -width · (what stood in, or the repaired feature)."""
 
-    def __init__(self, steps: int, features: Features = anything, visits: Sequence[float] = (0.0,), **params: Any):
-        """visits: where each step is evaluated, as shares of the way to the next one (heun: 0 and 1)."""
+    def __init__(
+        self,
+        steps: int,
+        features: Features = anything,
+        visits: Sequence[float] = (0.0,),
+        sigmas: Sequence[float] = (),
+        **params: Any,
+    ):
+        """visits: where each step is evaluated, as shares of the way to the next one (heun: 0 and 1); sigmas: even ones
+        unless given.
+        """
         method = auto(**params)
-        self.sigmas = [1 - i / steps for i in range(steps + 1)]
+        self.sigmas = list(sigmas) or [1 - i / steps for i in range(steps + 1)]
         self.recorder = Recorder(method.name, method.params, "toy", "model", steps)
         self.session = Session(method, Schedule(tuple(self.sigmas), flow_noise), self.recorder)
         (self.track,) = self.session.tracks
@@ -517,6 +527,58 @@ def test_less_is_paid_before_a_wide_step() -> None:
     """
     before, missing, left = pays((1.0, 0.95, 0.9, 0.85, 0.65, 0.0), now=2)
     assert 0.2 < float(before.norm() / missing.norm()) < 0.3 and left.any()
+
+
+NORMAL = (1.0, 0.8, 0.65, 0.5, 0.38, 0.27, 0.16, 0.01, 0.0)
+"""As the scheduler normal ends: a step that is wide in the logarithm, and one of next to nothing."""
+
+
+def test_less_is_paid_in_reach_of_a_step_that_is_wide_in_the_logarithm() -> None:
+    """Solvers of three steps in log noise follow their results far beyond them there, those before the step too."""
+    steps = [Schedule(NORMAL, flow_noise).at(sigma) for sigma in NORMAL[:-1]]
+    found = [amplification(step) for step in steps]
+    assert max(found[:4]) < 4 < min(found[4:7]) and found[7] == 1
+    usual = Schedule((1.0, 0.75, 0.5, 0.25, 0.0), flow_noise)
+    assert max(amplification(usual.at(sigma)) for sigma in usual.sigmas[:-1]) < 4
+    for now, weight in zip((4, 5, 6), found[4:7], strict=True):
+        paid, missing, left = pays(NORMAL, now)
+        owed = (NORMAL[now - 1] - NORMAL[now]) / (NORMAL[now] - NORMAL[now + 1])
+        assert float(paid.norm() / missing.norm()) == pytest.approx(owed * (4 / weight) ** 2, rel=1e-3) and left.any()
+
+
+def test_amplification_by_hand() -> None:
+    """The middle of three results, followed to the end of a step four times as wide: 4 · 6 where even steps have 3."""
+    schedule = Schedule((1.0, 0.95, 0.9, 0.85, 0.65, 0.0), lambda sigma: sigma)
+    assert amplification(schedule.at(0.9)) == pytest.approx(4 * 6 / 3)
+    assert amplification(Schedule((1.0, 0.8, 0.6, 0.4, 0.2, 0.0), lambda sigma: sigma).at(0.8)) == pytest.approx(1)
+    assert amplification(Schedule((1.0, 0.8, 0.8, 0.4, 0.2, 0.0), lambda sigma: sigma).at(0.8)) == math.inf
+    assert amplification(Step(3, 8, 0.5)) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "left", "end"),
+    [(0.16, 0.01, 9, 2), (0.16, 0.01, 3, 2), (0.16, 0.01, 2, 1), (0.16, 0.08, 9, 1), (0.04, 0.001, 9, 1)],
+)
+def test_the_end_of_a_run(before: float, last: float, left: int, end: int) -> None:
+    """Two steps where the last is next to nothing and the one before starts in noise, if enough are computed."""
+    schedule = Schedule((1.0, 0.7, 0.4, before, last, 0.0), flow_noise)
+    assert schedule.at(1.0).ending(left) == end
+    assert replace(schedule, open=True).at(1.0).ending(left) == 1 == Step(0, 8, 1.0).ending(left)
+
+
+@pytest.mark.parametrize(
+    ("params", "both"),
+    [
+        ({}, True), ({"keep_first": 4}, True), ({"keep_last": 3}, True), ({"speedup": 4.0}, True),
+        ({"speedup": 8.0}, False), ({"speedup": 10.0}, False), ({"keep_first": 18}, False),
+    ],
+)  # fmt: skip
+def test_a_last_step_of_next_to_nothing_is_not_computed_alone(params: dict[str, Any], both: bool) -> None:
+    """Both of the end are, and the budget is what it was, whatever is kept besides."""
+    ending = (*(1 - i * 0.047 for i in range(18)), 0.154, 0.01, 0.0)
+    run, even = Run(20, sigmas=ending, **params), Run(20, **params)
+    assert run.computed[-1] == 19 and (18 in run.computed) == both
+    assert len(run.computed) == len(even.computed) and (18 in even.computed) == ("keep_last" in params)
 
 
 # rows, estimates, tolerance -------------------------------------------------------------------------------------------

@@ -900,6 +900,19 @@ def test_other_noise_levels_say_where_fewer_steps_are_closer() -> None:
     assert "Nowhere behind in every pair." in schedules.report(list(rows("b", (-4, 3))), "")
 
 
+@pytest.mark.parametrize(
+    ("distance", "says"), [("12", "euler on c (its full run is 12 dB from"), ("45", "euler on c.")]
+)
+def test_other_noise_levels_say_where_the_sampler_breaks_down(distance: str, says: str) -> None:
+    ways = (("Auto", "20"), ("fewer steps", "25"), ("all steps", distance))
+    table = [
+        {"curve": "c", "sampler": "euler", "cfg": "1", "seed": "0", "way": way, "computed": "10", "psnr": psnr,
+         "note": ""}
+        for way, psnr in ways
+    ]  # fmt: skip
+    assert f"Behind in every pair: {says}" in schedules.report(table, "")
+
+
 def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None:
     for levels in (schedules.gap, schedules.turns):
         for steps in (10, 20):

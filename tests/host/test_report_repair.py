@@ -78,6 +78,19 @@ def test_report_20_beta_schedule(host: Any) -> None:
     assert sum(found) / len(found) > -0.5, found
 
 
+@pytest.mark.parametrize("name", ["deis", "gradient_estimation"])
+def test_report_20_a_last_step_of_next_to_nothing(host: Any, name: str) -> None:
+    """As the scheduler normal ends its lists: what is missed in the wide step before it can never be repaired."""
+    found = gains(host, name, lambda n: shifted(host, 3.0, n, "normal"), 1.0, 2)
+    assert sum(found) / len(found) > 0, found
+
+
+def test_report_20_a_wide_step_in_the_logarithm(host: Any) -> None:
+    """The same scheduler where the end starts from little noise: UniPC follows three results far beyond them there."""
+    found = gains(host, "uni_pc_bh2", lambda n: shifted(host, 1.5, n, "normal"), 1.0, 2)
+    assert sum(found) / len(found) > 3, found
+
+
 @pytest.mark.parametrize("site", ["model", "trunk"])
 def test_report_20_no_repair_exceeds_what_it_repairs(host: Any, site: str) -> None:
     """Whatever the levels: what the sampler is told never jumps to a multiple of what it is told around it."""
