@@ -535,7 +535,7 @@ def test_a_base_directory_can_be_prepared_again(tmp_path):
     for _ in range(2):
         base = server.base_directory(tmp_path / "base")
     assert (base / "custom_nodes" / "spectralcache" / "dev.py").samefile(ROOT / "dev.py")
-    assert (base / "models" / "vae" / "tiny_taef1.safetensors").is_file()
+    assert (base / "models" / "vae" / "emoji_taef1.safetensors").is_file()
 
 
 def test_a_missing_stand_in_model_is_said(tmp_path):

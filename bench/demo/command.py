@@ -50,14 +50,14 @@ from cache_core.metrics import psnr, ssim
 STEPS = 28
 GUIDANCE = (1.0, 3.0)
 PROMPTS = (
-    "a large red circle on grass",
-    "a photo of rocket",
-    "a large yellow ring on dusk",
-    "a photo of coffee",
-    "a medium blue star on sky",
-    "a photo of retina",
-    "a large purple triangle on brick",
-    "a photo of tissue",
+    "a large strawberry on green",
+    "a bus on green to purple",
+    "a light bulb on dusk",
+    "a coconut on blue",
+    "a strawberry left of a pear on white",
+    "a beer mug on brick",
+    "a watermelon on sky",
+    "a mushroom on grass",
 )
 FIRST_SEED = 5
 

@@ -32,8 +32,8 @@ from cache_core.metrics import psnr
 
 OUT = ROOT / "docs" / "first-look.jpg"
 PICTURES = (
-    Picture("a large red circle on grass", cfg=3.0, seed=5),
-    Picture("a photo of rocket", cfg=3.0, seed=6),
+    Picture("a large strawberry on green", cfg=3.0, seed=5),
+    Picture("a bus on green to purple", cfg=3.0, seed=6),
 )
 OFF = {"quality": "Custom", "speedup": 1.0}
 RUNS = 3

@@ -11,9 +11,9 @@ from typing import Any
 
 Graph = dict[str, dict[str, Any]]
 
-MODEL_FILE = "tiny_flux.safetensors"
-VAE_FILE = "tiny_taef1.safetensors"
-TRAINED_SIZE = 192
+MODEL_FILE = "emoji_flux.safetensors"
+VAE_FILE = "emoji_taef1.safetensors"
+TRAINED_SIZE, TRAINED_SHIFT = 192, 1.62
 
 AUTO, APPLY, FREQCA_APPLY = "SpectralCacheAutoApply", "SpectralCacheApply", "SpectralCacheFreqCaApply"
 FEB_APPLY = "SpectralCacheFEBApply"
@@ -55,7 +55,7 @@ class Picture:
     sampler: str = "euler"
     scheduler: str = "simple"
     denoise: float = 1.0
-    shift: float = 1.5
+    shift: float = TRAINED_SHIFT
 
 
 def uncached(picture: Picture) -> Graph:

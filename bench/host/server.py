@@ -32,10 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACK = "spectralcache"
 STAND_IN = "spectralcache_stand_in"
 STAND_IN_PACK = ROOT / "tests" / "packs" / "stand_in"
-WEIGHTS = {
-    "diffusion_models": ROOT / "bench" / "weights" / "tiny_flux.safetensors",
-    "vae": ROOT / "bench" / "weights" / "tiny_taef1.safetensors",
-}
+WEIGHTS = ROOT / "bench" / "weights"
+KINDS = {"diffusion_models": "*_flux*.safetensors", "vae": "*_taef1.safetensors"}
+"""The host's folders for models to the small ones that its own loaders read."""
 LOG_TAIL_LINES = 30
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -60,8 +59,9 @@ def base_directory(path: Path | str) -> Path:
     base = Path(path).absolute()
     for folder in ("input", "output", "temp", "models", "custom_nodes", "user/default/workflows"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    for kind, weights in WEIGHTS.items():
-        link(base / "models" / kind / weights.name, weights)
+    for kind, pattern in KINDS.items():
+        for weights in sorted(WEIGHTS.glob(pattern)):
+            link(base / "models" / kind / weights.name, weights)
     link(base / "custom_nodes" / PACK, ROOT)
     link(base / "custom_nodes" / STAND_IN, STAND_IN_PACK)
     for workflow in sorted((STAND_IN_PACK / "workflows").glob("*.json")):

@@ -1,4 +1,4 @@
-"""What the commands share that walk a grid of runs of the small FLUX: options, the runs, table and page from them."""
+"""What the commands share that walk a grid of runs of a small model: options, the runs, table and page from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from bench import ROOT
 from bench.host.provision import say
 from bench.lab.arms import EULER, Cached
-from bench.lab.grid import Group, complete, rows, walk
+from bench.lab.grid import Group, complete, of_model, rows, walk
+from bench.lab.models import BEFORE, COLUMN, FIRST, MODELS, introduction, named, of
 from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
 
@@ -34,8 +35,11 @@ Report = Callable[[Rows, str], str]
 """The page from the CSV's rows and the line on where they are from."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that every such command has."""
+def add_arguments(parser: argparse.ArgumentParser, models: bool = True) -> None:
+    """Options that every such command has; `models`: that of a small model can be told which."""
+    if models:
+        parser.add_argument("--model", choices=MODELS, default=FIRST, help="which small model (default: %(default)s); "
+                            "another one's table stands beside the first")  # fmt: skip
     parser.add_argument("--pairs", type=int, metavar="N", help="this many prompt and seed pairs (1 to 24)")
     parser.add_argument("--share", metavar="K/N", help="only make every N-th pair's runs, from K; no report")
     parser.add_argument("--report", action="store_true", help="make no runs: the report from the CSV as it is")
@@ -96,14 +100,16 @@ def carry_out(
     folder.
 
     `folder` is where they go unless --out says. beside: the CSV's other groups stay in it (`joined`). opened: another
-    model than the small FLUX. looks: how the pictures look is measured too.
+    model than the small ones. looks: how the pictures look is measured too.
     """
+    model = None if opened else getattr(options, "model", FIRST)
+    own = of_model(groups, model) if model else groups
 
     def make(table: Path) -> str:
         minutes = getattr(options, "minutes", None)
-        return measure(groups, table, options.share, options.side, beside, opened, minutes, looks)
+        return measure(own, table, options.share, options.side, beside, opened or _studio(model), minutes, looks, model)
 
-    return written(options, name, make, report, folder, also)
+    return written(options, name, make, report, folder, also, model)
 
 
 def carry_out_records(
@@ -118,7 +124,12 @@ def carry_out_records(
     """The same for a command that measures in a way of its own. `records`: what it finds, one line of the CSV each;
     `methods`: whose code it depends on.
     """
-    return written(options, name, lambda table: keep(records, table, methods, options.side), report, folder, also)
+    model = getattr(options, "model", FIRST)
+
+    def make(table: Path) -> str:
+        return keep(records, table, methods, options.side, model)
+
+    return written(options, name, make, report, folder, also, model)
 
 
 def written(
@@ -128,16 +139,17 @@ def written(
     report: Report,
     folder: Path | None = None,
     also: Callable[[Rows, Path], None] | None = None,
+    model: str | None = None,
 ) -> int:
     """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
-    nothing if there is no page yet.
+    nothing if there is no page yet. model: the small one that it is about; None for another.
     """
-    out = options.out or folder or ROOT / "docs"
+    out, name = options.out or folder or ROOT / "docs", named(name, model) if model else name
     table, page = out / f"{name}.csv", out / f"{name}.md"
     about = provenance(page) if options.report else make(table)
     if about:
         found = read_csv(table)
-        text = report(found, about)
+        text = introduced(report(found, about), found) if model else report(found, about)
         page.write_text(text, encoding="utf-8")
         if also:
             also(found, out)
@@ -145,8 +157,23 @@ def written(
     return 0
 
 
+def introduced(page: str, found: Rows) -> str:
+    """The page with a paragraph on the model of its rows below the title."""
+    title, rest = page.split("\n\n", 1)
+    return f"{title}\n\n{introduction(of(found))}\n\n{rest}"
+
+
+def _studio(model: str | None) -> Opened:
+    def opened(lab: Lab, side: int) -> Studio:
+        from bench.lab import Studio
+
+        return Studio(lab, side, model or FIRST)
+
+    return opened
+
+
 def keep(
-    records: Callable[[Studio], Iterable[Record]], file: Path, methods: Iterable[str], side: int | None = None
+    records: Callable[[Studio], Iterable[Record]], file: Path, methods: Iterable[str], side: int | None, model: str
 ) -> str:
     """Writes the CSV as it grows, since some take an hour; returns the line on where the figures are from."""
     import torch
@@ -156,9 +183,9 @@ def keep(
 
     made: list[Record] = []
     with torch.inference_mode():
-        studio = Studio(Lab(), side or SIDE)
+        studio = Studio(Lab(), side or SIDE, model)
         for record in records(studio):
-            made.append(record)
+            made.append({COLUMN: model, **record})
             write_csv(file, made)
     return origin(studio.lab.about(), methods)
 
@@ -167,18 +194,19 @@ def measure(
     groups: Sequence[Group],
     file: Path,
     share: str | None,
-    side: int | None = None,
-    beside: bool = False,
-    opened: Opened | None = None,
-    minutes: float | None = None,
-    looks: bool = False,
+    side: int | None,
+    beside: bool,
+    opened: Opened,
+    minutes: float | None,
+    looks: bool,
+    model: str | None,
 ) -> str:
     """Makes the runs that the store lacks and writes the CSV; returns the line on where the figures are from, or
     nothing after a share or where time was up before one pair was complete.
     """
     import torch
 
-    from bench.lab import Lab, Studio
+    from bench.lab import Lab
     from bench.lab.looks import Eye
     from bench.lab.runner import Runner
     from bench.lab.studio import SIDE
@@ -187,7 +215,7 @@ def measure(
     started = shown = time.monotonic()
     until = started + 60 * minutes if minutes else math.inf
     with torch.inference_mode():
-        runner = Runner((opened or Studio)(Lab(), side or SIDE), Store(), Eye.opened() if looks else None)
+        runner = Runner(opened(Lab(), side or SIDE), Store(), Eye.opened() if looks else None)
         for done, total in walk(groups, runner.outcome, (part, parts)):
             if time.monotonic() - shown > EVERY or done == total:
                 shown = time.monotonic()
@@ -200,21 +228,22 @@ def measure(
             return ""
         cached = [arm for group in groups for arm in group.arms if isinstance(arm, Cached)]
         about = origin(runner.studio.lab.about(), {arm.method for arm in cached if arm.method})
-        made = rows(groups, runner.outcome)
+        made = [{**({COLUMN: model} if model else {}), **row} for row in rows(groups, runner.outcome)]
         write_csv(file, joined(made, file, about) if beside else made)
     return about
 
 
 def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list[Mapping[str, object]]:
-    """New rows in the place of those of the same steps, guidance and sampler, the file's others before them; each new
-    row says where it was measured, since they need not have been made in one go.
+    """New rows in the place of those of the same steps, guidance and sampler, the file's others of that model before
+    them; each new row says where it was measured, since they need not have been made in one go.
     """
+    model = made[0].get(COLUMN, BEFORE) if made else BEFORE
 
-    def of(row: Mapping[str, object]) -> tuple[object, ...]:
+    def group_of(row: Mapping[str, object]) -> tuple[object, ...]:
         return int(str(row["steps"])), float(str(row["cfg"])), row["sampler"]
 
-    new = {of(row) for row in made}
-    kept = [row for row in read_csv(file) if of(row) not in new] if file.exists() else []
+    new = {group_of(row) for row in made}
+    kept = [row for row in read_csv(file) if group_of(row) not in new and of([row]) == model] if file.exists() else []
     columns = dict.fromkeys((key for row in made[:1] for key in row), "")  # a table of before may have fewer
     return [*({**columns, MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
 

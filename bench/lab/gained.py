@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.lab.arms import Cached, SetUp
-from bench.lab.pairs import COUNT, Pair, prompts
+from bench.lab.pairs import COUNT
 from cache_core import methods
 from cache_core.gains import Gains, Kind, Learner, corrected
 
@@ -55,7 +55,7 @@ def watched(
     the full run without a method.
     """
     found = []
-    for text, seed in prompts(COUNT)[-LEARNED_FROM:]:
+    for pair in studio.cases(COUNT, cfg)[-LEARNED_FROM:]:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def watch(
@@ -70,6 +70,6 @@ def watched(
         model.add_wrapper_with_key("predict_noise", "bench watches", watch)
         if method:
             model = studio.lab.attach(model, methods()[method](**json.loads(params)))
-        studio.make(model, Pair(text, seed, cfg), steps)
+        studio.make(model, pair, steps)
         found.append(seen)
     return found

@@ -10,10 +10,9 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench.lab import Pair
+from bench.lab import Pair, models
 from bench.lab.arms import EULER, TWICE, Arm, evaluations
 from bench.lab.intervals import finite_mean, paired
-from bench.lab.pairs import prompts
 from bench.lab.presets import FEWER, fewer
 from bench.lab.store import Outcome
 
@@ -36,7 +35,12 @@ class Group:
 def group(steps: int, cfg: float, count: int, arms: Iterable[Arm], sampler: str = EULER) -> Group:
     if sampler != EULER:
         arms = [replace(arm, sampler=sampler) for arm in arms]
-    return Group(steps, cfg, tuple(Pair(text, seed, cfg) for text, seed in prompts(count)), tuple(arms), sampler)
+    return Group(steps, cfg, tuple(models.cases(models.FIRST, count, cfg)), tuple(arms), sampler)
+
+
+def of_model(groups: Sequence[Group], model: str) -> list[Group]:
+    """The groups whose guidance means something to this model, on its own pairs."""
+    return [replace(g, pairs=models.own(g.pairs, model)) for g in groups if g.cfg in models.MODELS[model].guidance]
 
 
 def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:

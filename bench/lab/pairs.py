@@ -31,6 +31,14 @@ EMOJI = (
     "a teapot on gray", "a large popcorn on green", "a scorpion on red", "a motorcycle on black to white",
 )  # fmt: skip
 """Captions for the model that bench/train makes: single objects, pairs, sizes, places; every kind of ground."""
+EMOJI_OTHERS = (
+    "a small snail on yellow", "a large teapot on dusk", "a gear right of a bird on gray", "a photo of astronaut",
+)  # fmt: skip
+OTHERS = (
+    "a small yellow star on brick", "a large white ring on dusk", "a medium purple cross on gravel",
+    "a photo of astronaut",
+)  # fmt: skip
+"""Captions for what is learned from full runs, at seeds of their own."""
 
 
 def emoji(count: int = COUNT) -> list[tuple[str, int]]:

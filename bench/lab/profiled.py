@@ -9,40 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import ROOT
+from bench.lab import models
 from bench.lab.arms import EULER, Cached, SetUp
 from bench.lab.lab import PACK
-from bench.lab.pairs import Pair
 from bench.lab.store import digest
 from cache_core import methods
 from cache_core.profile import Profile
 
 if TYPE_CHECKING:
-    from bench.lab.painter import Painter
+    from bench.lab.studio import Studio
 
-CAPTIONS = (
-    "a small yellow star on brick",
-    "a large white ring on dusk",
-    "a medium purple cross on gravel",
-    "a photo of astronaut",
-)
 FIRST_SEED = 9000
-"""Captions and seeds that no table uses together."""
+"""Of the captions that are recorded; no table uses both together."""
 RECORDER = ROOT / "nodes" / "watcher.py"
 
 
 @functools.lru_cache(maxsize=8)
-def recorded(studio: Painter, cfg: float, steps: int, sampler: str = EULER) -> Profile:
+def recorded(studio: Studio, cfg: float, steps: int, sampler: str = EULER) -> Profile:
     """Whole runs of four captions: what `record` "whole run" of the node gives."""
     watching: Any = importlib.import_module(f"{PACK}.nodes.watcher")
     watcher = watching.Watcher(True, cfg > 1, lambda: None)
-    for number, caption in enumerate(CAPTIONS):
+    pairs = models.others(studio.name, FIRST_SEED, cfg)
+    for pair in pairs:
         watcher.begin()
         model = studio.lab.pack.calibrating(studio.model, watcher.method, watcher.observe, watcher.around)
-        studio.make(model, Pair(caption, FIRST_SEED + number, cfg), steps, None, sampler)
+        studio.make(model, pair, steps, None, sampler)
     family, dimensions = studio.lab.pack.fingerprint(studio.model)
     about = {
         "model": dimensions, "family": family, "sampler": sampler, "scheduler": "simple", "steps": steps, "cfg": cfg,
-        "samples": len(CAPTIONS), "size": " x ".join(str(side) for side in studio.shape[2:]), "shift": 0.0, "date": "",
+        "samples": len(pairs), "size": " x ".join(str(side) for side in studio.shape[2:]), "shift": 0.0, "date": "",
         "pack": "", "name": "bench",
     }  # fmt: skip
     return Profile(about, watching.joined([watcher.tables()]))
@@ -55,7 +50,7 @@ class Profiled(Cached):
     cfg: float = 1.0
     recorded_steps: int = 28
 
-    def set_up(self, studio: Painter, steps: int) -> SetUp:
+    def set_up(self, studio: Studio, steps: int) -> SetUp:
         profile = recorded(studio, self.cfg, self.recorded_steps, self.sampler)
         return SetUp(studio.lab.attach(studio.model, methods()[self.method](profile, **self.params)), steps)
 

@@ -29,6 +29,8 @@ SIDE, CHANNELS, SCALE = 12, 4, 0.18215
 """SCALE: SD1.5's, by which the host divides what the model has made."""
 RANGE = 6.0
 """Of the model's latents, by which a PSNR has a peak of 1."""
+WORDS = 8
+"""Tokens of a caption; none of its captions is longer."""
 ROUNDS, BATCH, RATE, DROPPED = 600, 16, 2e-3, 0.1
 REACH = dict(zip(SIZES, (0.3, 0.5, 0.75), strict=True))
 
@@ -39,7 +41,7 @@ class UNetPainter(Painter):
     def __init__(self, lab: Lab, _side: int = SIDE, rounds: int = ROUNDS) -> None:
         model, _, _ = module_at(ROOT / "tests" / "host" / "tiny.py").load("sd15")
         identity = digest([Path(__file__).read_text("utf-8"), str(rounds), lab.about()["versions"]])
-        super().__init__(lab, model, None, captions(), (1, CHANNELS, SIDE, SIDE), f"U-Net {identity}")
+        super().__init__(lab, model, None, captions(WORDS), (1, CHANNELS, SIDE, SIDE), f"U-Net {identity}")
         file = cache_folder() / "unet" / f"{identity}.safetensors"
         unet = model.model.diffusion_model
         if not file.exists():
@@ -80,7 +82,7 @@ def _numbers(word: str) -> Tensor:
 
 def train(unet: Any, sigmas: Tensor, rounds: int) -> None:
     """The noise predicted from x_0 + sigma · noise, each sigma of the schedule alike (Ho et al. 2020, eq. 14)."""
-    encode, generator = captions(), torch.Generator().manual_seed(1)
+    encode, generator = captions(WORDS), torch.Generator().manual_seed(1)
     known = [caption for caption, _ in prompts(COUNT)]
     contexts = {caption: encode(caption)[0][0] for caption in (*known, "")}
     with torch.inference_mode(False), torch.enable_grad():

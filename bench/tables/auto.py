@@ -182,9 +182,9 @@ def report(rows: Sequence[Row], about: str) -> str:
     """docs/auto.md."""
     parts = [
         "# SpectralCache Auto",
-        "The small FLUX of this repository, scheduler simple, shift 1.5: PSNR of the picture in dB against the full "
-        "run of the same prompt and seed; means over pairs with 95 % paired bootstrap intervals. The constants of the "
-        "method were chosen on other prompts and seeds.",
+        "Scheduler simple: PSNR of the picture in dB against the full run of the same prompt and seed; means over "
+        "pairs with 95 % paired bootstrap intervals. The constants of the method were chosen on other prompts and "
+        "seeds.",
     ]
     for own in groups(rows):
         steps, cfg, sampler = (own[0][name] for name in ("steps", "cfg", "sampler"))

@@ -18,7 +18,6 @@ import torch
 
 from bench.lab import Pair, Sampled, Studio, fill
 from bench.lab.arms import Cached
-from bench.lab.pairs import prompts
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.metrics import psnr
 
@@ -76,16 +75,16 @@ def measure(studio: Studio, pairs: int) -> Iterator[dict[str, object]]:
     made: list[int] = []
     control = net(studio, made)
     sample(studio, Pair("", 0, 1.0), None, control)  # loads the model, not timed
-    for cfg in GUIDANCE:
-        for text, seed in prompts(pairs):
+    for cfg in studio.guided(GUIDANCE):
+        for pair in studio.cases(pairs, cfg):
             full = None
             for way, site in WAYS.items():
                 made.clear()
-                run = sample(studio, Pair(text, seed, cfg), site, control)
+                run = sample(studio, pair, site, control)
                 full = full or run
                 ran = run.trace["computed"] if run.trace else STEPS
                 yield {
-                    "cfg": cfg, "seed": seed, "way": way, "steps": STEPS, "computed": ran, "nets": len(made),
+                    "cfg": cfg, "seed": pair.seed, "way": way, "steps": STEPS, "computed": ran, "nets": len(made),
                     "seconds": run.total, "speedup": full.total / run.total,
                     "stats": run.trace["speedup"]["wall"] if run.trace else None,
                     "psnr": psnr(studio.picture(run.latent), studio.picture(full.latent)),

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 
-from bench.lab import Lab, Pair, Studio, fill
-from bench.lab.pairs import prompts
+from bench.lab import Lab, Studio, fill
 from bench.lab.presets import auto
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.track import Seen
@@ -59,13 +58,13 @@ class Ruler:
 
 def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[dict[str, object]]:
     """One record for each skipped evaluation; `quick`: of one pair, without guidance."""
-    for cfg in GUIDANCE[:1] if quick else GUIDANCE:
-        for text, seed in prompts(pairs or (1 if quick else PAIRS)):
+    for cfg in GUIDANCE[:1] if quick else studio.guided(GUIDANCE):
+        for pair in studio.cases(pairs or (1 if quick else PAIRS), cfg):
             for count in COUNTS:
                 ruler = Ruler(studio.lab)
-                studio.make(ruler.attach(studio.model, auto(count).made()), Pair(text, seed, cfg), STEPS)
+                studio.make(ruler.attach(studio.model, auto(count).made()), pair, STEPS)
                 for record in ruler.found:
-                    yield {"cfg": cfg, "computed": count, "seed": seed, **record}
+                    yield {"cfg": cfg, "computed": count, "seed": pair.seed, **record}
 
 
 def line(rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -74,7 +74,7 @@ def report(rows: Sequence[Row], about: str) -> str:
         ])  # fmt: skip
     return document(
         "# The negative prompt, derived",
-        f"The small FLUX of this repository, euler, {title(rows)}. PSNR of the picture in dB against the full run. "
+        f"The small FLUX, euler, {title(rows)}. PSNR of the picture in dB against the full run. "
         "Cost counts evaluations of both prompts; one in which the negative's result is derived counts half. Over "
         "fewer steps: the mean of paired differences to the plain sampler at the same cost (the next whole number of "
         "steps), with its 95 % bootstrap interval over pairs. Over Auto as it is: against its curve, read at the same "

@@ -97,8 +97,8 @@ def report(rows: Sequence[Row], about: str) -> str:
     heading = ["", "speed-up", "PSNR", "SSIM"]
     return document(
         "# The paper's tables again",
-        f"SpectralCache's Tables 1 and 2 (arXiv 2603.05315), {title(rows)}: the small FLUX of this repository, euler, "
-        "scheduler simple, shift 1.5, against the full run of the same prompt and seed.",
+        f"SpectralCache's Tables 1 and 2 (arXiv 2603.05315), {title(rows)}: the small FLUX, euler, scheduler simple, "
+        "against the full run of the same prompt and seed.",
         paper_table(rows),
         orders(rows),
         "The paper's figures are for FLUX.1-schnell on a GPU, ten pictures at one seed; ours for the small model, so "

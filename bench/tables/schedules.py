@@ -19,11 +19,8 @@ import torch
 
 from bench.lab import Pair, Studio, fill
 from bench.lab.arms import method_version
-from bench.lab.pairs import prompts
+from bench.lab.easel import CONVERGED, Easel, Seen
 from bench.lab.presets import auto
-from bench.lab.runner import closeness, ground
-from bench.lab.store import Outcome, Store, digest
-from bench.lab.studio import SHIFT
 from bench.lab.table import document, fixed, gained, markdown, number
 
 STEPS, COUNT, PAIRS = 20, 10, 6
@@ -70,99 +67,62 @@ def curves(studio: Studio) -> dict[str, tuple[Any, Levels]]:
     made["normal, shift 3"] = shifted, partial(studio.sigmas, scheduler="normal", model=shifted)
     own = studio.model
     for scheduler in ("beta", "karras"):
-        made[f"{scheduler}, shift {SHIFT:g}"] = own, partial(studio.sigmas, scheduler=scheduler)
+        made[f"{scheduler}, shift {studio.shift:g}"] = own, partial(studio.sigmas, scheduler=scheduler)
     lists = {GAP: gap, TURNS: turns, "OptimalSteps, FLUX": partial(optimal, "FLUX")}
     return made | {name: (own, levels) for name, levels in lists.items()}
 
 
-class Exact:
-    """Latents and pictures of the ODE itself, by pair and the noise level that a run starts from."""
+class Curve(Easel):
+    """Runs on one curve."""
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self._known: dict[tuple[Pair, float], tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, pair: Pair, start: float) -> tuple[torch.Tensor, torch.Tensor]:
-        if (pair, start) not in self._known:
-            below = self.studio.sigmas(EXACT)
-            sigmas = torch.cat((torch.tensor([start]), below[below < start]))
-            latent = self.studio.make(self.studio.model, pair, len(sigmas) - 1, sigmas, "heun").latent
-            self._known[pair, start] = latent, self.studio.picture(latent)
-        return self._known[pair, start]
-
-
-class Easel:
-    """Runs on one curve; finished ones come from the store."""
-
-    def __init__(self, studio: Studio, store: Store, exact: Exact, curve: str, model: Any, levels: Levels) -> None:
-        self.studio, self.store, self.curve, self.model, self.levels = studio, store, curve, model, levels
-        self.exact = exact
+    def __init__(self, studio: Studio, name: str, model: Any, levels: Levels) -> None:
+        super().__init__(studio, "schedules")
+        self.name, self.model, self.levels = name, model, levels
         self._method, self._code = auto(COUNT, STEPS).made(), method_version(("auto",))
-        self._full: tuple[Pair, str, torch.Tensor, torch.Tensor, float] | None = None
 
-    def outcome(self, pair: Pair, sampler: str, steps: int | None = None) -> Outcome:
+    def against_full(self, pair: Pair, sampler: str, steps: int | None = None) -> Seen:
         """Auto on the whole curve, or so many plain steps, against all plain steps."""
-        sigmas = str(self.levels(steps or STEPS).tolist())
+        sigmas = self.levels(steps or STEPS)
         code = self._code if steps is None else ""
-        return self._kept([code, repr(pair), sampler, self.curve, sigmas], lambda: self._measure(pair, sampler, steps))
+        parts = [code, repr(pair), sampler, self.name, str(sigmas.tolist())]
+        return self.kept(parts, lambda: self._measure(pair, sampler, steps is None, sigmas))
 
-    def full(self, pair: Pair, sampler: str) -> Outcome:
-        """All plain steps against the exact picture."""
-        parts = [f"heun {EXACT}", repr(pair), sampler, self.curve, str(self.levels(STEPS).tolist())]
-        return self._kept(parts, lambda: self._true(pair, sampler))
+    def against_exact(self, pair: Pair, sampler: str) -> Seen:
+        """All plain steps against the exact picture, from the noise level that the curve starts at."""
+        full, below = self.levels(STEPS), self.studio.sigmas(EXACT)
+        finest = torch.cat((full[:1], below[below < full[0]]))
+        parts = [f"{CONVERGED} {EXACT}", repr(pair), sampler, self.name, str(full.tolist())]
+        return self.kept(parts, lambda: self._true(pair, sampler, full, finest))
 
-    def _kept(self, parts: list[str], measured: Callable[[], Outcome]) -> Outcome:
-        key = digest(["schedules", ground(self.studio), *parts])
-        known = self.store.get(key)
-        if known is None:
-            known = measured()
-            self.store.put(key, known)
-        return known
+    def _true(self, pair: Pair, sampler: str, full: torch.Tensor, finest: torch.Tensor) -> Seen:
+        latent, _ = self.plain(pair, sampler, full)
+        return self.seen(latent, self.plain(pair, CONVERGED, finest)[1], None, STEPS)
 
-    def _true(self, pair: Pair, sampler: str) -> Outcome:
-        _, _, full, picture, seconds = self._whole(pair, sampler)
-        latent, wanted = self.exact(pair, float(self.levels(STEPS)[0]))
-        return Outcome(
-            computed=STEPS, evaluations=STEPS, seconds=seconds, speedup=1.0, cache_bytes=None,
-            **closeness(picture, full, wanted, latent),
-        )  # fmt: skip
-
-    def _measure(self, pair: Pair, sampler: str, steps: int | None) -> Outcome:
-        _, _, full, wanted, slowest = self._whole(pair, sampler)
-        model = self.studio.lab.attach(self.model, self._method) if steps is None else self.model
-        run = self.studio.make(model, pair, steps or STEPS, self.levels(steps or STEPS), sampler)
-        return Outcome(
-            computed=run.trace["computed"] if run.trace else sum(run.computed),
-            evaluations=len(run.computed),
-            seconds=run.total,
-            speedup=slowest / run.total,
-            cache_bytes=run.trace["cache_bytes"] if run.trace else None,
-            **closeness(self.studio.picture(run.latent), run.latent, wanted, full),
-            note="; ".join(run.trace["notes"]) if run.trace else "",
-        )
-
-    def _whole(self, pair: Pair, sampler: str) -> tuple[Pair, str, torch.Tensor, torch.Tensor, float]:
-        if self._full is None or self._full[:2] != (pair, sampler):
-            run = self.studio.make(self.model, pair, STEPS, self.levels(STEPS), sampler)
-            self._full = pair, sampler, run.latent, self.studio.picture(run.latent), run.total
-        return self._full
+    def _measure(self, pair: Pair, sampler: str, cached: bool, sigmas: torch.Tensor) -> Seen:
+        _, wanted = self.plain(pair, sampler, self.levels(STEPS))
+        if not cached:
+            return self.seen(self.plain(pair, sampler, sigmas)[0], wanted, None, len(sigmas) - 1)
+        model = self.studio.lab.attach(self.model, self._method)
+        run = self.studio.make(model, pair, STEPS, sigmas, sampler)
+        return self.seen(run.latent, wanted, run.trace, STEPS)
 
 
 def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, object]]:
     """One record a curve, sampler, guidance, pair and way."""
-    store, found, exact = Store(), curves(studio), Exact(studio)
-    easels = {name: Easel(studio, store, exact, name, *found[name]) for name in (list(found)[:1] if quick else found)}
-    for text, seed in prompts(pairs):
-        for curve, easel in easels.items():
+    found = curves(studio)
+    easels = [Curve(studio, name, *found[name]) for name in (list(found)[:1] if quick else found)]
+    guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
+    for number_of in range(pairs):
+        for easel in easels:
             for sampler in SAMPLERS[:2] if quick else SAMPLERS:
-                for cfg in GUIDANCE[:1] if quick else GUIDANCE:
-                    pair = Pair(text, seed, cfg)
-                    ours = easel.outcome(pair, sampler)
-                    fewer = easel.outcome(pair, sampler, max(round(ours.computed), 1))
-                    runs = {AUTO: ours, FEWER: fewer, FULL: easel.full(pair, sampler)}
+                for cfg in guidance:
+                    pair = studio.cases(pairs, cfg)[number_of]
+                    ours = easel.against_full(pair, sampler)
+                    fewer = easel.against_full(pair, sampler, max(round(ours.computed), 1))
+                    runs = {AUTO: ours, FEWER: fewer, FULL: easel.against_exact(pair, sampler)}
                     for way, run in runs.items():
                         yield {
-                            "curve": curve, "sampler": sampler, "cfg": cfg, "seed": seed, "way": way,
+                            "curve": easel.name, "sampler": sampler, "cfg": cfg, "seed": pair.seed, "way": way,
                             "computed": run.computed, "psnr": run.psnr, "note": run.note,
                         }  # fmt: skip
 

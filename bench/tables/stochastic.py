@@ -11,21 +11,19 @@ import argparse
 import importlib
 import inspect
 import math
+import pathlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from bench.lab import Studio, fill, noise
+from bench.lab import Pair, Studio, fill, noise
 from bench.lab.arms import method_version
-from bench.lab.pairs import prompts
+from bench.lab.easel import STOOD_DOWN, Easel, Seen
 from bench.lab.presets import auto
-from bench.lab.runner import closeness, ground
-from bench.lab.store import Outcome, Store, digest
 from bench.lab.table import document, fixed, gained, markdown, number
 from cache_core.types import Method
 
@@ -37,8 +35,7 @@ OTHERS = ("dpm_fast", "dpm_adaptive", "res_multistep")
 same steps as their namesakes.)
 """
 AUTO, WITHOUT, FEWER = "Auto", "without the corrector", "fewer steps"
-STOOD_DOWN = "stood down"
-PATH = Path(noise.__file__).read_text("utf-8")
+NOISE = pathlib.Path(noise.__file__).read_text("utf-8")
 """The code of the noise, on which uncached runs depend too."""
 
 
@@ -60,90 +57,67 @@ def ways() -> dict[str, Method]:
     return {AUTO: method, WITHOUT: replace(method, rules=bare)}
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One picture, however it is made."""
+class Path(Easel):
+    """Runs on one Brownian path of a pair, whatever their steps are."""
 
-    sampler: str
-    cfg: float
-    text: str
-    seed: int
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(studio, "stochastic", NOISE)
+        self.ways, self._code = ways(), method_version(("auto",))
+        self._full: tuple[tuple[str, Pair], torch.Tensor] | None = None
 
-
-class Easel:
-    """Runs of one case. Finished ones come from the store; the full run is made when something is compared with it."""
-
-    def __init__(self, studio: Studio, store: Store, case: Case) -> None:
-        self.studio, self.store, self.case = studio, store, case
-        self.ways = ways()
-        self._code = method_version(("auto",))
-        self._full: tuple[torch.Tensor, torch.Tensor, float] | None = None
-
-    def outcome(self, way: str, steps: int = STEPS) -> Outcome:
+    def outcome(self, sampler: str, pair: Pair, way: str, steps: int = STEPS) -> Seen:
         """A run with this many steps, in one of the ways, against the full one."""
         code = self._code if way in self.ways else ""
-        key = digest(["stochastic", PATH, ground(self.studio), code, repr(self.case), way, str(steps)])
-        known = self.store.get(key)
-        if known is None:
-            known = self._measure(self.ways.get(way), steps)
-            self.store.put(key, known)
-        return known
+        parts = [code, sampler, repr(pair), way, str(steps)]
+        return self.kept(parts, lambda: self._measure(sampler, pair, self.ways.get(way), steps))
 
-    def _measure(self, method: Method | None, steps: int) -> Outcome:
-        if self._full is None:
-            latent, total, _ = self._sample(STEPS)
-            self._full = (latent, self.studio.picture(latent), total)
-        full, wanted, slowest = self._full
-        latent, seconds, ran = self._sample(steps, method)
+    def _measure(self, sampler: str, pair: Pair, method: Method | None, steps: int) -> Seen:
+        if self._full is None or self._full[0] != (sampler, pair):
+            self._full = (sampler, pair), self.studio.picture(self._sample(sampler, pair, STEPS)[0])
+        latent, ran = self._sample(sampler, pair, steps, method)
         trace = self.studio.lab.pack.RUNS.newest(lambda _: True) if method is not None else None
-        return Outcome(
-            computed=sum(e["work"] for e in trace["evaluations"]) if trace else ran,
-            evaluations=len(trace["evaluations"]) if trace else ran,
-            seconds=seconds,
-            speedup=slowest / seconds,
-            cache_bytes=trace["cache_bytes"] if trace else None,
-            **closeness(self.studio.picture(latent), latent, wanted, full),
-            note="; ".join(trace["notes"]) if trace and trace["state"] == STOOD_DOWN else "",
-        )
+        return self.seen(latent, self._full[1], trace, ran)
 
-    def _sample(self, steps: int, method: Method | None = None) -> tuple[torch.Tensor, float, int]:
-        """A run's latent, its seconds, and how often a block ran in it."""
-        lab, studio, case = self.studio.lab, self.studio, self.case
+    def _sample(
+        self, sampler: str, pair: Pair, steps: int, method: Method | None = None
+    ) -> tuple[torch.Tensor, int]:
+        """A run's latent, and how often the model ran in it."""
+        lab, studio = self.studio.lab, self.studio
         model = studio.model if method is None else lab.attach(studio.model, method)
-        start = lab.comfy.sample.prepare_noise(torch.zeros(1, 16, studio.side, studio.side), case.seed)
-        path = noise.Path(tuple(start.shape), 0.0, float(studio.sigmas(STEPS).max()), case.seed)
-        sampler = lab.comfy.samplers.ksampler(case.sampler, {"noise_sampler": path})
-        sides = studio.conditioning(case.text), studio.conditioning("")
+        start = lab.comfy.sample.prepare_noise(torch.zeros(studio.shape), pair.seed)
+        path = noise.Path(tuple(start.shape), 0.0, float(studio.sigmas(STEPS).max()), pair.seed)
+        moves = lab.comfy.samplers.ksampler(sampler, {"noise_sampler": path})
+        sides = studio.conditioning(pair.prompt), studio.conditioning("")
         made: list[int] = []
-        counter = studio.model.model.diffusion_model.double_blocks[0].register_forward_hook(lambda *_: made.append(1))
-        started = lab.clock()
+        counter = studio.model.model.diffusion_model.register_forward_hook(lambda *_: made.append(1))
         try:
             latent = lab.comfy.sample.sample_custom(
-                model, start, case.cfg, sampler, studio.sigmas(steps), *sides, torch.zeros_like(start),
-                disable_pbar=True, seed=case.seed,
+                model, start, pair.cfg, moves, studio.sigmas(steps), *sides, torch.zeros_like(start),
+                disable_pbar=True, seed=pair.seed,
             )  # fmt: skip
         finally:
             counter.remove()
-        return latent, lab.clock() - started, len(made)
+        return latent, len(made)
 
 
 def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator[dict[str, object]]:
     """One record a sampler, guidance, pair and way; none are begun after so many minutes."""
-    end = time.monotonic() + 60 * minutes
-    names, store = stochastic(studio.lab.comfy), Store()
-    for text, seed in prompts(pairs):
-        for sampler in [name for name in names if name in QUICK] if quick else names:
-            for cfg in GUIDANCE[:1] if quick else GUIDANCE:
+    end, easel = time.monotonic() + 60 * minutes, Path(studio)
+    names = [name for name in stochastic(studio.lab.comfy) if name in QUICK or not quick]
+    guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
+    for number_of in range(pairs):
+        for sampler in names:
+            for cfg in guidance:
                 if time.monotonic() > end:
                     return
-                easel = Easel(studio, store, Case(sampler, cfg, text, seed))
-                runs = {way: easel.outcome(way) for way in (AUTO, WITHOUT)}
+                pair = studio.cases(pairs, cfg)[number_of]
+                runs = {way: easel.outcome(sampler, pair, way) for way in (AUTO, WITHOUT)}
                 ours = runs[AUTO]
                 steps = max(round(STEPS * ours.computed / ours.evaluations), 1)
-                runs[FEWER] = easel.outcome(FEWER, STEPS if ours.note else steps)
+                runs[FEWER] = easel.outcome(sampler, pair, FEWER, STEPS if ours.note else steps)
                 for way, run in runs.items():
                     yield {
-                        "sampler": sampler, "cfg": cfg, "seed": seed, "way": way, "computed": run.computed,
+                        "sampler": sampler, "cfg": cfg, "seed": pair.seed, "way": way, "computed": run.computed,
                         "evaluations": ours.evaluations, "psnr": run.psnr, "note": run.note,
                     }  # fmt: skip
 

@@ -80,7 +80,7 @@ def report(rows: Sequence[Row], about: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_quick(parser)
     fill.add_minutes(parser)
-    fill.add_arguments(parser)
+    fill.add_arguments(parser, models=False)
 
 
 def run(options: argparse.Namespace) -> int:

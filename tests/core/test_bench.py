@@ -25,10 +25,10 @@ from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
+from bench.lab.models import BEFORE, COLUMN, MODELS, cases, introduction, of, others
 from bench.lab.pairs import COUNT, emoji, prompts
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
-from bench.lab.studio import MODELS
 from bench.tables import ablation, auto, guidance, schedules, stochastic, unet
 from bench.tables import published as published_tables
 from bench.tables import speed as speed_command
@@ -385,7 +385,29 @@ def test_pairs_are_different_pictures() -> None:
     assert len({text for text, _ in prompts()}) > COUNT * 0.9
     assert len({seed for _, seed in prompts()}) == COUNT
     assert len(set(emoji())) == COUNT == len({text for text, _ in emoji()}) and emoji(3) == emoji()[:3]
-    assert all(len(text.split()) <= MODELS["emoji"].words for text, _ in emoji())
+    assert all(len(text.split()) <= MODELS["flux"].words for text, _ in emoji())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_has_pairs_of_its_own(model: str) -> None:
+    known = MODELS[model]
+    shown, learned = cases(model, COUNT, 3.0), others(model, 9000, 3.0)
+    assert len(set(shown)) == COUNT and learned and not set(learned) & set(shown)
+    assert all(len(pair.prompt.split()) <= known.words for pair in [*shown, *learned])
+
+
+def test_a_grid_is_walked_on_the_models_own_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [lab_grid.group(8, cfg, 3, [presets.fewer(4)]) for cfg in (1.0, 3.0)]
+    found = lab_grid.of_model(groups, BEFORE)
+    assert [g.pairs for g in found] == [tuple(cases(BEFORE, 3, cfg)) for cfg in (1.0, 3.0)]
+    assert found[0].pairs != groups[0].pairs == tuple(cases("flux", 3, 1.0)) and found[0].arms == groups[0].arms
+    distilled = dataclasses.replace(MODELS[BEFORE], guidance=(1.0,))
+    monkeypatch.setattr("bench.lab.models.MODELS", {**MODELS, BEFORE: distilled})
+    assert [g.cfg for g in lab_grid.of_model(groups, BEFORE)] == [1.0]
+
+
+def test_a_table_says_whose_it_is() -> None:
+    assert of([{COLUMN: "flux"}]) == "flux" and of([{"psnr": "1"}]) == of([]) == BEFORE
 
 
 @pytest.mark.parametrize("total", [8, 20, 28, 50])
@@ -820,28 +842,31 @@ def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: p
     seen: list[int] = []
 
     def report(rows: list[dict[str, str]], about: str) -> str:
-        return f"{len(rows)} rows\n\n{about}\n"
+        return f"# {len(rows)} rows\n\n{about}\n"
 
     assert fill.carry_out(options, "quality", [], report, also=lambda rows, out: seen.append(len(rows))) == 0
     page = (csv.parent / "quality.md").read_text("utf-8")
-    assert page == "11 rows\n\nmeasured somewhere\n" and seen == [11] and page in capsys.readouterr().out
+    assert page == f"# 11 rows\n\n{introduction(BEFORE)}\n\nmeasured somewhere\n"
+    assert seen == [11] and page in capsys.readouterr().out
 
 
 def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = SimpleNamespace(about=lambda: {"machine": "here", "versions": "these"})
     monkeypatch.setattr("bench.lab.Lab", lambda: lab)
-    monkeypatch.setattr("bench.lab.Studio", lambda lab, side: SimpleNamespace(lab=lab, side=side))
-    options = argparse.Namespace(out=None, report=False, side=12)
+    monkeypatch.setattr("bench.lab.Studio", lambda lab, side, name: SimpleNamespace(lab=lab, side=side, name=name))
+    options = argparse.Namespace(out=None, report=False, side=12, model="shapes")
 
     def records(studio: Any) -> Iterator[dict[str, object]]:
-        yield {"side": studio.side}
-        assert tables.read_csv(tmp_path / "new.csv") == [{"side": "12"}]
-        yield {"side": 13}
+        yield {"side": studio.side, "own": studio.name}
+        assert tables.read_csv(tmp_path / "new-shapes.csv") == [{COLUMN: "shapes", "side": "12", "own": "shapes"}]
+        yield {"side": 13, "own": ""}
 
-    report = "{0} {1}".format
+    report = "# {0}\n\n{1}".format
     assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
-    page = (tmp_path / "new.md").read_text("utf-8")
-    assert page.startswith("[{'side': '12'}, {'side': '13'}] here; these; code ")
+    page = (tmp_path / "new-shapes.md").read_text("utf-8")
+    rows = tables.read_csv(tmp_path / "new-shapes.csv")
+    assert len(rows) == 2
+    assert page.startswith(f"# {rows}\n\n{introduction('shapes')}\n\nhere; these; code ")
 
 
 def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:
@@ -923,7 +948,7 @@ def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None
 
 REPORTS = {
     "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
-    "exact": exact_report.report, "exact-emoji": exact_report.report, "schedules": schedules.report,
+    "exact": exact_report.report, "exact-shapes": exact_report.report, "schedules": schedules.report,
     "published": published_tables.report, "auto": auto.report, "stochastic": stochastic.report,
 }  # fmt: skip
 
@@ -936,7 +961,8 @@ def test_committed_documents_come_from_their_csv(name: str) -> None:
         pytest.skip("not measured yet")
     text = (folder / f"{name}.md").read_text("utf-8")
     about = text.strip().rsplit("\n\n", 1)[-1]
-    assert REPORTS[name](tables.read_csv(folder / f"{name}.csv"), about) == text
+    rows = tables.read_csv(folder / f"{name}.csv")
+    assert fill.introduced(REPORTS[name](rows, about), rows) == text
 
 
 def test_the_plot_has_every_family_and_leaves_out_what_skipped_nothing(csv: Path, tmp_path: Path) -> None:

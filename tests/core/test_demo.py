@@ -72,7 +72,7 @@ def normal(word: str) -> torch.Tensor:
 def test_conditioning_is_what_the_weights_were_trained_with(words: ModuleType) -> None:
     tokens, pooled = words.conditioning("A Cat")
     first, second = normal("a") + 0.3 * normal("pos0"), normal("cat") + 0.3 * normal("pos1")
-    assert tokens.shape == (1, 8, 64) and pooled.shape == (1, 64)
+    assert tokens.shape == (1, 12, 64) and pooled.shape == (1, 64)
     torch.testing.assert_close(tokens[0, :2], torch.stack([first, second]))
     assert not tokens[0, 2:].any()
     torch.testing.assert_close(pooled[0], (first + second) / math.sqrt(2))
@@ -85,12 +85,12 @@ def test_vectors_of_words_never_change(words: ModuleType) -> None:
 
 def test_no_words_are_the_unconditional_prompt(words: ModuleType) -> None:
     tokens, pooled = words.conditioning("  ")
-    assert tokens.shape == (1, 8, 64) and not tokens.any() and not pooled.any()
+    assert tokens.shape == (1, 12, 64) and not tokens.any() and not pooled.any()
 
 
-def test_words_after_the_eighth_do_not_count(words: ModuleType) -> None:
-    eight = "one two three four five six seven eight"
-    for long, short in zip(words.conditioning(eight + " nine"), words.conditioning(eight), strict=True):
+def test_words_after_the_twelfth_do_not_count(words: ModuleType) -> None:
+    twelve = "one two three four five six seven eight nine ten eleven twelve"
+    for long, short in zip(words.conditioning(twelve + " thirteen"), words.conditioning(twelve), strict=True):
         assert torch.equal(long, short)
 
 

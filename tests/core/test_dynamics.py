@@ -78,8 +78,7 @@ def test_stale_blocks_add_what_they_added_at_the_first_step() -> None:
     assert seen == [201, 1000 + 1 + 200 + 100, 2000 + 1 + 300 + 100, 3000 + 1 + 400 + 100]
 
 
-def test_a_look_keeps_copies_of_what_blocks_write_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MIDDLE", 1)
+def test_a_look_keeps_copies_of_what_blocks_write_over() -> None:
     look = Look(Toy(), 1)
     with visited(look.model, look):
         for step in range(3):

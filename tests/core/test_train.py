@@ -173,7 +173,7 @@ def test_twelve_words_are_told_and_eight_are_as_before() -> None:
     tokens, pooled = conditioning.conditioning(["a polar bear left of a hot pepper on red to blue", ""])
     assert tokens.shape == (2, 12, 64) and pooled.shape == (2, 64)
     assert tokens[0].abs().amax(dim=1).min() > 0 and not tokens[1].any()
-    short, short_pooled = conditioning._rule().conditioning("a large red circle on grass")
+    short, short_pooled = conditioning._rule().conditioning("a large red circle on grass", 8)
     assert short.shape == (1, 8, 64)
     longer, longer_pooled = conditioning.conditioning(["a large red circle on grass"])
     assert torch.equal(longer[:, :8], short) and torch.equal(longer_pooled, short_pooled) and not longer[:, 8:].any()
@@ -215,7 +215,7 @@ def test_the_encoder_computes_exactly_the_space(space: Space) -> None:
 def test_the_autoencoders_file_has_the_formats_tensors(space: Space) -> None:
     ours, theirs = (
         autoencoder.exported(space, autoencoder.decoder().state_dict()),
-        load_file(WEIGHTS / "tiny_taef1.safetensors"),
+        load_file(WEIGHTS / "emoji_taef1.safetensors"),
     )
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert ours["vae_scale"] == theirs["vae_scale"] and ours["vae_shift"] == theirs["vae_shift"]
@@ -288,7 +288,7 @@ def test_exported_names_are_those_of_the_present_weights() -> None:
         return {name: value.shape for name, value in tensors.items() if not re.search(r"blocks\.[1-9]", name)}
 
     ours = flux.exported(flux.Flux(flux.Shape(double=1, single=1)).state_dict())
-    assert shapes(ours) == shapes(load_file(WEIGHTS / "tiny_flux.safetensors"))
+    assert shapes(ours) == shapes(load_file(WEIGHTS / "emoji_flux.safetensors"))
 
 
 @pytest.mark.parametrize("model", [flux.Flux(TINY), qwen.QwenImage(qwen.Shape(hidden=flux.HEAD, blocks=2))])

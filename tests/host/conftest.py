@@ -285,7 +285,7 @@ class Host:
 
     def caption(self, text: str) -> list[Any]:
         """The conditioning of a caption, as the small FLUX was trained with; the unconditional one without a word."""
-        tokens, pooled = self.words.conditioning(text)
+        tokens, pooled = self.words.conditioning(text, 8)  # as many as the first weights were trained with
         return [[tokens, {"pooled_output": pooled}]]
 
     def sample(

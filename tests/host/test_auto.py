@@ -462,7 +462,7 @@ NODE = "SpectralCacheAutoApply"
 
 
 def picture(graphs: Any, **changes: Any) -> Any:
-    settings = {"prompt": "a large red circle on grass", "steps": 20, "width": 96, "height": 96, **changes}
+    settings = {"prompt": "a large fox on blue", "steps": 20, "width": 96, "height": 96, **changes}
     return graphs.Picture(**settings)
 
 

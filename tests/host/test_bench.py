@@ -309,14 +309,14 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
 def test_exact_takes_the_second_model(folder: Path) -> None:
     """Its own weights, captions and page, beside the first one's."""
     found = {}
-    for model, name in (("shapes", "exact"), ("emoji", "exact-emoji")):
+    for model, name in (("flux", "exact"), ("shapes", "exact-shapes")):
         bench(folder, "exact", "--side", "8", "--quick", "--model", model)
         rows = table(folder / f"{name}.csv")
         assert {row["model"] for row in rows} == {model}
         found[model] = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
         assert float(found[model]["computed"]) == 6 and 5 < float(found[model]["psnr"]) < 100
-    assert found["shapes"]["psnr"] != found["emoji"]["psnr"]  # the weights are others too
-    assert "The second small FLUX" in (folder / "exact-emoji.md").read_text("utf-8")
+    assert found["shapes"]["psnr"] != found["flux"]["psnr"]  # the weights are others too
+    assert "The first small FLUX" in (folder / "exact-shapes.md").read_text("utf-8")
 
 
 TOGETHER = """
@@ -327,11 +327,11 @@ run.find_modules()
 import torch
 from bench.lab import Lab, Pair, Studio
 from bench.tables.exact.grid import SAMPLERS, Size
-from bench.tables.exact.measure import Easel
+from bench.tables.exact.measure import Canvas
 with torch.inference_mode():
-    easel = Easel(Studio(Lab(), 8), Size.quick(), None, None)
+    easel = Canvas(Studio(Lab(), 8), Size.quick(), None, None)
     for cfg in (1.0, 3.0):
-        pairs = [Pair("a photo of cat", 3, cfg), Pair("a small red circle on grass", 5, cfg)]
+        pairs = [Pair("a photo of cat", 3, cfg), Pair("a goat on green", 5, cfg)]
         for sampler in SAMPLERS if cfg == 1 else SAMPLERS[-2:]:
             levels = easel.studio.sigmas(4)
             both, computed = easel.draw(pairs, sampler, levels)

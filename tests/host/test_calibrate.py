@@ -449,7 +449,7 @@ def test_auto_learns_of_a_model_that_is_not_described(host: Any, node: Any) -> N
 
 def calibrating(graphs: Any, qwen: bool) -> Any:
     """A graph that calibrates, makes a picture with TeaCache by what was learned, and shows both reports."""
-    picture = graphs.Picture("a large red circle on grass", steps=8, width=64, height=64, cfg=3.0 if qwen else 1.0)
+    picture = graphs.Picture("a large fox on blue", steps=8, width=64, height=64, cfg=3.0 if qwen else 1.0)
     graph = graphs.cached(picture, apply=graphs.AUTO)
     if qwen:
         graph["model"] = graphs.node("SpectralCacheStandInQwen", family="qwen_image")

@@ -13,7 +13,7 @@ STEPS, SIDE = 10, 96
 
 def graph_of(graphs: Any, **apply: Any) -> dict[str, Any]:
     """One prompt with and without in one queue, as the shipped workflows do it."""
-    picture = graphs.Picture("a large red circle on grass", steps=STEPS, width=SIDE, height=SIDE, seed=31)
+    picture = graphs.Picture("a large fox on blue", steps=STEPS, width=SIDE, height=SIDE, seed=31)
     graph = graphs.cached(picture, {"threshold": 2.0, **apply})
     plain = {"model": graphs.link("shift") if "shift" in graph else graphs.link("model")}
     graph["full"] = {**graph["sampler"], "inputs": {**graph["sampler"]["inputs"], **plain}}

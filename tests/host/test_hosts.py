@@ -54,7 +54,7 @@ def test_the_node_is_there(server: Any, node: str, title: str) -> None:
 @pytest.mark.claim("Hosts", "a prompt with each Apply node, and its statistics")
 @pytest.mark.parametrize("node", [name for name in NODES if name.endswith("Apply")])
 def test_a_prompt(server: Any, graphs: Any, node: str) -> None:
-    picture = graphs.Picture(prompt="a large red circle on grass", steps=STEPS, width=64, height=64)
+    picture = graphs.Picture(prompt="a large fox on blue", steps=STEPS, width=64, height=64)
     graph = graphs.cached(picture, apply="SpectralCacheAutoApply")
     inputs = _first_block_cache(server) if node == "SpectralCacheMethodApply" else graphs.defaults(node)
     graph["apply"] = graphs.node(node, model=graphs.link("shift"), **inputs)

@@ -74,7 +74,7 @@ def listen(
 
 def graph_of(graphs: Any, seed: int, apply: str = "apply", settings: Any = None, **changes: Any) -> dict[str, Any]:
     picture = graphs.Picture(
-        **{"prompt": "a large red circle on grass", "steps": STEPS, "width": 96, "height": 96, "seed": seed, **changes}
+        **{"prompt": "a large fox on blue", "steps": STEPS, "width": 96, "height": 96, "seed": seed, **changes}
     )
     text = json.dumps(graphs.cached(picture, settings or {"threshold": 2.0}))
     return json.loads(text.replace('"apply"', json.dumps(apply)))

@@ -11,7 +11,7 @@ NODE = "SpectralCacheMethodApply"
 
 
 def graph(graphs: Any, **inputs: Any) -> Any:
-    made = graphs.cached(graphs.Picture(prompt="a large red circle on grass", steps=10, width=96, height=96))
+    made = graphs.cached(graphs.Picture(prompt="a large fox on blue", steps=10, width=96, height=96))
     made["apply"] = graphs.node(NODE, model=graphs.link("shift"), **inputs)
     return made
 

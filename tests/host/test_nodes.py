@@ -14,7 +14,7 @@ STEPS = 10
 
 def picture(graphs: Any, **changes: Any) -> Any:
     return graphs.Picture(
-        **{"prompt": "a large red circle on grass", "steps": STEPS, "width": 96, "height": 96, **changes}
+        **{"prompt": "a large fox on blue", "steps": STEPS, "width": 96, "height": 96, **changes}
     )
 
 

@@ -84,7 +84,7 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 def test_the_plan_is_what_the_run_computes(server: Any, graphs: Any, settings: dict[str, Any], steps: int) -> None:
     query = urllib.parse.urlencode({**graphs.defaults(graphs.AUTO), **settings, "steps": steps})
     planned = json.loads(get(server, f"/spectralcache/plan?{query}"))["computed"]
-    picture = graphs.Picture("a large red circle on grass", steps=steps, width=64, height=64, seed=5)
+    picture = graphs.Picture("a large fox on blue", steps=steps, width=64, height=64, seed=5)
     outputs = server.run(graphs.cached(picture, {**graphs.defaults(graphs.AUTO), **settings}, graphs.AUTO))["outputs"]
     trace = json.loads(outputs["stats"]["trace"][0])
     assert trace["computed"] == planned
@@ -229,7 +229,7 @@ def test_help_answers_the_two_questions_and_recommends(nodes: Any, language: str
     ],
 )
 def test_a_graph_of_another_pack_runs_with_ours(server: Any, graphs: Any, old: str) -> None:
-    picture = graphs.Picture("a large red circle on grass", steps=10, width=64, height=64, seed=7)
+    picture = graphs.Picture("a large fox on blue", steps=10, width=64, height=64, seed=7)
     graph = graphs.cached(picture, graphs.defaults(graphs.AUTO), graphs.AUTO)
     graph["apply"] = {
         **graphs.node(old, model=graph["apply"]["inputs"]["model"], rel_l1_thresh=0.4),

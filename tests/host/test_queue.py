@@ -37,7 +37,7 @@ def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def prompts(graphs: Any) -> list[Any]:
     """Three graphs with the same node ids: an own cache, prompt and seed each."""
-    words = ("a large red circle on grass", PLAIN["prompt"], "a small blue star on sky")
+    words = ("a large fox on blue", PLAIN["prompt"], "a cloud on sky")
     return [
         graphs.cached(graphs.Picture(**{**PLAIN, "prompt": text, "seed": seed}), settings, apply)
         for seed, (text, (apply, settings)) in enumerate(zip(words, CACHES, strict=True), 40)

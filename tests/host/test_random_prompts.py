@@ -83,7 +83,7 @@ def test_every_prompt_is_answered(server: Any, graphs: Any, known: dict[str, dic
         name = data.draw(st.sampled_from(sorted(NODES)))
         given_values = data.draw(values(known[name]))
         picture = graphs.Picture(
-            "a red circle", cfg=data.draw(st.sampled_from([1.0, 3.0])), steps=data.draw(st.integers(1, 9)), width=32,
+            "a fox on red", cfg=data.draw(st.sampled_from([1.0, 3.0])), steps=data.draw(st.integers(1, 9)), width=32,
             height=48, seed=data.draw(st.integers(0, 1 << 32)), sampler=data.draw(st.sampled_from(SAMPLERS)),
             denoise=data.draw(st.sampled_from([1.0, 0.5])),
         )  # fmt: skip

@@ -241,7 +241,7 @@ def get(server: Any, address: str) -> bytes:
 
 def with_stand_ins(api: dict[str, dict[str, Any]], graphs: ModuleType) -> dict[str, dict[str, Any]]:
     """The graph with small stand-ins for its model, its autoencoder and its text encoders; small and short."""
-    side, caption = graphs.TRAINED_SIZE, "a large red circle on grass"
+    side, caption = graphs.TRAINED_SIZE, "a large fox on blue"
     changes: dict[str, dict[str, Any]] = {
         "UNETLoader": {"unet_name": graphs.MODEL_FILE},
         "VAELoader": {"vae_name": graphs.VAE_FILE},

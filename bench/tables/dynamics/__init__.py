@@ -1,4 +1,4 @@
-"""How the small FLUX behaves from step to step, beside what the papers found: where it may be skipped, and why.
+"""How a small model behaves from step to step, beside what the papers found: where it may be skipped, and why.
 
 SpectralCache §3.1 to 3.3 (forced reuse at one step, of neighbouring blocks, change by frequency), FreqCa's similarity
 and continuity of bands, TeaCache's relation of input and output change. Finished pairs are kept.
@@ -37,13 +37,13 @@ def run(options: argparse.Namespace) -> int:
 
 def measured(studio: Studio, pairs: int, quick: bool) -> Iterator[Record]:
     """Pair by pair; what was measured before comes from the cache folder."""
-    from bench.lab.pairs import prompts
     from bench.lab.store import digest
     from bench.tables.dynamics.measure import measure
 
     code = Path(__file__).with_name("measure.py").read_text("utf-8")
     ground = [code, studio.identity, studio.lab.about()["versions"], str(studio.shape), str(quick)]
-    for text, seed in prompts(pairs):
+    for pair in studio.cases(pairs, 1.0):
+        text, seed = pair.prompt, pair.seed
         file = cache_folder() / "bench" / f"dynamics-{digest([*ground, text, str(seed)])}.csv"
         if not file.exists():
             say(f"bench dynamics: {text}")

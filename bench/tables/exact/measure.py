@@ -11,24 +11,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.host.provision import say
 from bench.lab import Lab, Pair, Studio, fill
+from bench.lab.easel import CONVERGED, Easel
 from bench.lab.intervals import paired
 from bench.lab.looks import Eye
-from bench.lab.store import Store, digest
-from bench.lab.studio import FIRST, SIDE
+from bench.lab.models import COLUMN
+from bench.lab.studio import SIDE
 from bench.lab.table import write_csv
 from bench.tables.exact.grid import GUIDANCE, PLACES, Auto, Plain, Size, Way, others
 from cache_core.metrics import psnr
 from cache_core.placement import places
 
-VERSION = "2"
+VERSION = "3"
 """Of what is measured: raise it when this file changes a figure."""
 ROWS = 4
 """Pairs in one batch."""
@@ -52,57 +51,55 @@ class OutOfTime(Exception):
     """The minutes are over; everything finished is in the store."""
 
 
-class Easel:
+class Canvas(Easel):
     """Makes runs and scores them; finished ones come from the store."""
 
     def __init__(self, studio: Studio, size: Size, eye: Eye | None, minutes: float | None) -> None:
-        self.studio, self.size, self.eye = studio, size, eye
-        self.store = Store(kind=Score)
+        super().__init__(studio, "exact", VERSION, Score)
+        self.size, self.eye = size, eye
         self.until = time.monotonic() + 60 * minutes if minutes else None
-        self._ground = f"exact {VERSION} {studio.identity} {studio.lab.about()['versions']} {studio.side}"
-        self._pictures: dict[str, Tensor] = {}
+        self.guidance = studio.guided(GUIDANCE)
         self.made = 0
 
     def score(self, way: Way, budget: int, pairs: Sequence[Pair], look: bool = True) -> list[Score]:
         """One way on these pairs, all of one guidance; without `look` only the latent is scored."""
-        keys = [self._key(way, budget, pair, look) for pair in pairs]
+        keys = [self._way(way, budget, pair, look) for pair in pairs]
         known = [self.store.get(key) for key in keys]
         missing = [pair for pair, score in zip(pairs, known, strict=True) if score is None]
         for at in range(0, len(missing), ROWS if isinstance(way, Plain) else 1):
             self._in_time()
             chunk = missing[at : at + (ROWS if isinstance(way, Plain) else 1)]
             for pair, (latent, computed) in zip(chunk, self._run(way, budget, chunk), strict=True):
-                self.store.put(self._key(way, budget, pair, look), self._scored(way, pair, latent, computed, look))
+                self.store.put(self._way(way, budget, pair, look), self._scored(way, pair, latent, computed, look))
                 self.made += 1
         return [self.store.get(key) for key in keys]
-
-    def exact(self, pair: Pair, steps: int | None = None) -> Tensor:
-        """The latent of the converged ODE; `prepare` makes many at once."""
-        return self._full([pair], "heun", steps or self.size.reference)[0]
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """The exact latents of these pairs, and the full runs that Auto is compared with as well."""
         for cfg in dict.fromkeys(pair.cfg for pair in pairs):
             own = [pair for pair in pairs if pair.cfg == cfg]
             for at in range(0, len(own), ROWS):
-                self._full(own[at : at + ROWS], "heun", self.size.reference)
+                self._in_time()
+                self.latents(own[at : at + ROWS], CONVERGED, self.studio.sigmas(self.size.reference))
                 for sampler in self._own_samplers():
-                    self._full(own[at : at + ROWS], sampler, self.size.own)
+                    self.latents(own[at : at + ROWS], sampler, self.studio.sigmas(self.size.own))
 
     def converged(self, pairs: Sequence[Pair]) -> list[float]:
         """PSNR between the exact pictures and those of twice as many steps."""
-        self._full(pairs, "heun", 2 * self.size.reference - 1)
-        finer = [self.exact(pair, 2 * self.size.reference - 1) for pair in pairs]
-        return [psnr(self.studio.picture(fine), self._picture(pair)) for fine, pair in zip(finer, pairs, strict=True)]
+        finer = self.studio.sigmas(2 * self.size.reference - 1)
+        self.latents(pairs, CONVERGED, finer)
+        return [psnr(self.plain(pair, CONVERGED, finer)[1], self._exact(pair)[1]) for pair in pairs]
+
+    def _exact(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Latent and picture of the converged ODE; `prepare` makes many at once."""
+        return self.plain(pair, CONVERGED, self.studio.sigmas(self.size.reference))
 
     def _own_samplers(self) -> list[str]:
         return sorted({sampler for sampler, steps in self.size.auto if steps == self.size.own})
 
-    def _key(self, way: Way, budget: int, pair: Pair, look: bool) -> str:
+    def _way(self, way: Way, budget: int, pair: Pair, look: bool) -> str:
         arm = "" if isinstance(way, Plain) else way.arm(budget).key() + way.arm(budget).version()
-        return digest(
-            [self._ground, way.name, str(budget), str(way.steps), arm, repr(pair), str(look and self._seen())]
-        )
+        return self.key([way.name, str(budget), str(way.steps), arm, repr(pair), str(look and self._seen())])
 
     def _seen(self) -> str:
         return f"{self.size.reference} {self.size.own} {self.eye is not None}"
@@ -131,60 +128,14 @@ class Easel:
         host = self.studio.lab.comfy.samplers.KSampler
         return host(self.studio.model, count, torch.device("cpu"), way.sampler, way.schedule, None, {}).sigmas
 
-    def draw(self, pairs: Sequence[Pair], sampler: str, levels: Tensor) -> tuple[Tensor, float]:
-        """Plain runs of several pairs at once; how many evaluations each had."""
-        studio, cfg = self.studio, pairs[0].cfg
-        empty = torch.zeros(1, 16, studio.side, studio.side)
-        noise = torch.cat([studio.lab.comfy.sample.prepare_noise(empty, pair.seed) for pair in pairs])
-        told = [studio.conditioning(pair.prompt)[0] for pair in pairs]
-        pooled = torch.cat([options["pooled_output"] for _, options in told])
-        positive = [[torch.cat([tokens for tokens, _ in told]), {"pooled_output": pooled}]]
-        rows: list[int] = []
-
-        def seen(module: Any, args: Any, kwargs: Any) -> None:
-            rows.append(len(kwargs["img"]))
-
-        block = studio.model.model.diffusion_model.double_blocks[0]
-        handle = block.register_forward_pre_hook(seen, with_kwargs=True)
-        try:
-            run = studio.lab.sample(
-                studio.model, noise, positive, studio.conditioning(""), cfg, len(levels) - 1, levels.clone(),
-                pairs[0].seed, sampler,
-            )  # fmt: skip
-        finally:
-            handle.remove()
-        return run.latent, sum(rows) / (len(pairs) * (1 if cfg == 1 else 2))
-
-    def _full(self, pairs: Sequence[Pair], sampler: str, steps: int) -> list[Tensor]:
-        """Latents of full runs, kept in files."""
-        files = [
-            self.store.folder / f"{digest([self._ground, sampler, str(steps), repr(pair)])}.safetensors"
-            for pair in pairs
-        ]
-        missing = [(pair, file) for pair, file in zip(pairs, files, strict=True) if not file.exists()]
-        if missing:
-            self._in_time()
-            latents, _ = self.draw([pair for pair, _ in missing], sampler, self.studio.sigmas(steps))
-            for (_, file), latent in zip(missing, latents, strict=True):
-                save_file({"latent": latent[None].contiguous()}, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
-        return [load_file(file)["latent"] for file in files]
-
-    def _picture(self, pair: Pair, sampler: str = "heun") -> Tensor:
-        name = f"{pair} {sampler}"
-        if name not in self._pictures:
-            steps = self.size.reference if sampler == "heun" else self.size.own
-            self._pictures[name] = self.studio.picture(self._full([pair], sampler, steps)[0])
-        return self._pictures[name]
-
     def _scored(self, way: Way, pair: Pair, latent: Tensor, computed: float, look: bool) -> Score:
-        exact = self.exact(pair)
+        exact, true = self._exact(pair)
         close = psnr(latent, exact, float(exact.max() - exact.min()))
         if not look:
             return Score(computed, close)
-        mine, true = self.studio.picture(latent), self._picture(pair)
+        mine = self.studio.picture(latent)
         known = way.steps == self.size.own and way.sampler in self._own_samplers()
-        own = psnr(mine, self._picture(pair, way.sampler)) if known else None
+        own = psnr(mine, self.plain(pair, way.sampler, self.studio.sigmas(self.size.own))[1]) if known else None
         seen = self.eye.looks(mine, true) if self.eye else None
         return Score(computed, close, psnr(mine, true), own, seen and seen.feature, seen and seen.flip)
 
@@ -192,11 +143,11 @@ class Easel:
 Record = dict[str, object]
 
 
-def finalists(easel: Easel, size: Size, records: list[Record]) -> dict[float, list[Plain]]:
+def finalists(easel: Canvas, size: Size, records: list[Record]) -> dict[float, list[Plain]]:
     """The best plain combinations of each guidance, screened on a few pairs at one budget, by their latents."""
     chosen: dict[float, list[Plain]] = {}
     waiting = size.combinations()
-    for cfg in GUIDANCE:
+    for cfg in easel.guidance:
         pairs = easel.studio.cases(size.screened, cfg)
         easel.prepare(pairs)
         told = {}
@@ -214,8 +165,7 @@ def _mean(scores: Sequence[Score]) -> float:
 
 
 def measure(
-    size: Size, table: Path, minutes: float | None, features: bool, side: int | None, share: str | None = None,
-    model: str = FIRST,
+    size: Size, table: Path, minutes: float | None, features: bool, side: int | None, share: str | None, model: str
 ) -> str:  # fmt: skip
     """Every run that the time allows, and the CSV of it; returns the line on where the figures are from, or nothing
     where the time was too short for a table, and after a share (K/N: every N-th pair, from K).
@@ -223,7 +173,7 @@ def measure(
     part, parts = (int(number) for number in share.split("/")) if share else (0, 1)
     with torch.inference_mode():
         studio = Studio(Lab(), side or SIDE, model)
-        easel = Easel(studio, size, Eye.opened() if features else None, minutes)
+        easel = Canvas(studio, size, Eye.opened() if features else None, minutes)
         try:
             records = _records(easel, size, slice(part, None, parts))
         except OutOfTime:
@@ -231,39 +181,39 @@ def measure(
             return ""
         if share:
             return ""
-    write_csv(table, [{"model": model, **each} for each in records])
+    write_csv(table, [{COLUMN: model, **each} for each in records])
     return fill.origin(studio.lab.about(), ["auto"])
 
 
-def _records(easel: Easel, size: Size, own: slice) -> list[Record]:
+def _records(easel: Canvas, size: Size, own: slice) -> list[Record]:
     """`own`: which of the pairs this process measures; what is beside them belongs to the one that has all."""
     records: list[Record] = []
-    plain, done = finalists(easel, size, records), dict.fromkeys(GUIDANCE, 0)
+    plain, done = finalists(easel, size, records), dict.fromkeys(easel.guidance, 0)
     auto = [Auto(*each) for each in size.auto]
     say(f"{easel.made} runs made for the screening")
     try:
         for count in _sizes(size):
-            both: tuple[Mapping[float, Sequence[Way]], ...] = (plain, dict.fromkeys(GUIDANCE, auto))
+            both: tuple[Mapping[float, Sequence[Way]], ...] = (plain, dict.fromkeys(easel.guidance, auto))
             for ways in both:
-                for cfg in GUIDANCE:
+                for cfg in easel.guidance:
                     _walk(easel, ways[cfg], size.budgets, easel.studio.cases(count, cfg)[own])
                     say(f"CFG {cfg:g}: {count} of {size.pairs} pairs, {easel.made} runs made")
-            done = dict.fromkeys(GUIDANCE, count)
+            done = dict.fromkeys(easel.guidance, count)
         if own.step > 1:
             return []
-        for cfg in GUIDANCE:
+        for cfg in easel.guidance:
             for found in _beside(easel, size, cfg):
                 records.append(found)  # one by one: what is there counts when the time is over
     except OutOfTime:
-        say(f"bench exact: stopped by --minutes, {done[1.0]} pairs are complete; the same command goes on")
+        say(f"bench exact: stopped by --minutes, {min(done.values())} pairs are complete; the same command goes on")
     easel.until = None  # what follows is in the store
-    for cfg in GUIDANCE:
+    for cfg in easel.guidance:
         if done[cfg]:
             records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, easel.studio.cases(done[cfg], cfg))
     return records
 
 
-def _beside(easel: Easel, size: Size, cfg: float) -> Iterator[Record]:
+def _beside(easel: Canvas, size: Size, cfg: float) -> Iterator[Record]:
     """On fewer pairs: whether the reference is converged, Auto on other samplers and steps, the other caches."""
     pairs = easel.studio.cases(size.screened, cfg)
     yield _reference(easel, cfg, pairs)
@@ -280,7 +230,7 @@ def _sizes(size: Size) -> Iterator[int]:
     yield size.pairs
 
 
-def _walk(easel: Easel, ways: Sequence[Way], budgets: Sequence[int], pairs: Sequence[Pair]) -> None:
+def _walk(easel: Canvas, ways: Sequence[Way], budgets: Sequence[int], pairs: Sequence[Pair]) -> None:
     easel.prepare(pairs)
     for way in ways:
         for budget in budgets:
@@ -288,7 +238,7 @@ def _walk(easel: Easel, ways: Sequence[Way], budgets: Sequence[int], pairs: Sequ
 
 
 def summary(
-    easel: Easel, cfg: float, ways: Sequence[Way], budgets: Sequence[int], pairs: Sequence[Pair]
+    easel: Canvas, cfg: float, ways: Sequence[Way], budgets: Sequence[int], pairs: Sequence[Pair]
 ) -> Iterator[Record]:
     """A record a way and budget, with its margin over the plain combination that is best there on these very pairs."""
     for budget in budgets:
@@ -327,7 +277,7 @@ def _over(scores: Sequence[Score], what: Callable[[Score], float | None]) -> flo
     return statistics.fmean(values) if len(values) == len(scores) else None
 
 
-def _reference(easel: Easel, cfg: float, pairs: Sequence[Pair]) -> Record:
+def _reference(easel: Canvas, cfg: float, pairs: Sequence[Pair]) -> Record:
     """How far the exact pictures are from those with twice as many evaluations."""
     steps = easel.size.reference
     scores = [Score(2 * steps - 1, value, value) for value in easel.converged(pairs)]

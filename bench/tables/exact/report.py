@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from bench.lab.intervals import at
 from bench.lab.reading import Row, families
-from bench.lab.studio import FIRST, MODELS
 from bench.lab.table import document, fixed, markdown, number
 from bench.tables.exact.grid import BUDGETS, PLACES, RECOMMENDED, Auto
 
@@ -173,8 +172,6 @@ def report(rows: Sequence[Row], about: str) -> str:
         "pack, on which a plain sampler is a stronger rival. What was tried to come closer still, and did not: "
         "[tried.md](tried.md).",
         reference(rows),
-        f"{MODELS[rows[0].get('model', FIRST)].says}. Its figures cannot be compared with published ones of FLUX.1: a "
-        "small smooth model is followed far more closely by every method.",
         *parts,
         about,
     )

@@ -82,7 +82,8 @@ def settings(family: Family, options: argparse.Namespace) -> Family:
 
 def pairs_of(options: argparse.Namespace, family: Family) -> list[Pair]:
     """The prompts with their seeds. Raises `Unusable`."""
-    from bench.lab.pairs import Pair, prompts
+    from bench.lab.models import FIRST, cases
+    from bench.lab.pairs import Pair
 
     if options.prompts:
         try:
@@ -91,7 +92,7 @@ def pairs_of(options: argparse.Namespace, family: Family) -> list[Pair]:
             raise Unusable(f"--prompts: {error}") from error
         texts = [line.strip() for line in lines if line.strip()]
     elif family.name == SMALL.name:
-        texts = [text for text, _ in prompts(options.pairs or PAIRS)]
+        texts = [pair.prompt for pair in cases(FIRST, options.pairs or PAIRS, family.cfg)]
     else:
         texts = list(PROMPTS)
     count = options.pairs or (1 if options.quick else len(texts))

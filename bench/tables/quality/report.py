@@ -19,9 +19,8 @@ def report(rows: Sequence[Row], about: str) -> str:
     """docs/quality.md."""
     parts = [
         "# Quality",
-        "The small FLUX of this repository (13.4 M parameters, 144 image tokens), euler, scheduler simple, shift 1.5, "
-        "against the full run of the same prompt and seed. It tells methods apart under equal conditions; it does not "
-        "say how FLUX.1 looks at these settings.",
+        "Euler, scheduler simple, against the full run of the same prompt and seed. It tells methods apart under equal "
+        "conditions; it does not say how FLUX.1 looks at these settings.",
         "![PSNR and SSIM over computed evaluations](quality.png)",
     ]
     for group in groups(rows):

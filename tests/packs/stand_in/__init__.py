@@ -27,7 +27,7 @@ class StandInPrompt(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text",
-                    default="a large red circle on grass",
+                    default="a light bulb on dusk",
                     tooltip="A caption the test model knows (bench/weights/README.md). Empty: unconditional.",
                 )
             ],

@@ -10,7 +10,7 @@ import hashlib
 import torch
 
 WIDTH = 64
-TOKENS = 8
+TOKENS = 12
 POSITION_SCALE = 0.3
 
 
@@ -23,7 +23,7 @@ def vector(word: str) -> torch.Tensor:
 def conditioning(text: str, most: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
     """Token embeddings ``[1, m, c]`` and pooled ``[1, c]``; all zeros (unconditional) without a word.
 
-    most: m, the number of tokens whatever the caption's length. 8 for the first weights, 12 for those of bench/train.
+    most: m, the number of tokens whatever the caption's length. 12 for the weights of bench/train; the first had 8.
     """
     words = text.lower().split()[:most]
     tokens = torch.zeros(1, most, WIDTH)
