@@ -32,7 +32,7 @@ from cache_core.metrics import psnr
 
 OUT = ROOT / "docs" / "first-look.jpg"
 PICTURES = (
-    Picture("a large strawberry on green", cfg=3.0, seed=5),
+    Picture("a watermelon on sky", cfg=3.0, seed=3),
     Picture("a bus on green to purple", cfg=3.0, seed=6),
 )
 OFF = {"quality": "Custom", "speedup": 1.0}
