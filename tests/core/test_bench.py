@@ -948,7 +948,7 @@ def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None
 
 REPORTS = {
     "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
-    "exact": exact_report.report, "exact-shapes": exact_report.report, "schedules": schedules.report,
+    "exact": exact_report.report, "schedules": schedules.report,
     "published": published_tables.report, "auto": auto.report, "stochastic": stochastic.report,
 }  # fmt: skip
 
