@@ -61,7 +61,8 @@ SHOWN: dict[str, tuple[str, Sequence[tuple[str, int]]]] = {
 """Node class: the title it has in the graph, and (label, place among its widget values) of what is worth showing."""
 NAMES = {AUTO: "SpectralCache Auto", APPLY: "SpectralCache", FREQCA_APPLY: "FreqCa", FEB_APPLY: "FEB-Cache"}
 PICTURES = tuple(
-    Picture(prompt, cfg=3.0, seed=3) for prompt in ("a light bulb on dusk", "a watermelon on sky", "a beer mug on brick")
+    Picture(prompt, cfg=3.0, seed=3)
+    for prompt in ("a light bulb on dusk", "a watermelon on sky", "a beer mug on brick")
 )
 
 SIDE, MARGIN, CELL = 512, 10, 157
