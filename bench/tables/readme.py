@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench import ROOT
 from bench.host.provision import say
+from bench.lab.models import MODELS, of
 from bench.lab.reading import Row
 from bench.lab.table import fixed, markdown, number, read_csv
 
@@ -49,9 +50,9 @@ def section(csv: Path) -> str:
     screened = len({row["name"] for row in read_csv(csv) if row["stage"] == "screened" and row["kind"] == PLAIN})
     by_cfg = [table([row for row in rows if row["cfg"] == cfg]) for cfg in dict.fromkeys(row["cfg"] for row in rows)]
     words = (
-        f"PSNR (dB) to the exact picture by computed evaluations, {rows[0]['pairs']} prompt and seed pairs on the "
-        f"small FLUX of this repository; higher is closer. The best of {screened} screened combinations stands first, "
-        "column by column. A small model is followed more closely than FLUX.1, so do not put these figures beside "
+        f"PSNR (dB) to the exact picture by computed evaluations, {rows[0]['pairs']} prompt and seed pairs; higher is "
+        f"closer. {MODELS[of(rows)].says} The best of {screened} screened combinations stands first, column by column. "
+        "A small model is followed more closely than FLUX.1, so do not put these figures beside "
         "published ones. All figures, intervals and the other caches: [docs/exact.md](docs/exact.md); every "
         "method against the full run of its own sampler: [docs/quality.md](docs/quality.md)."
     )
