@@ -543,6 +543,12 @@ def test_a_missing_stand_in_model_is_said(tmp_path):
         server.link(tmp_path / "a" / "link", tmp_path / "weights.safetensors")
 
 
+def test_a_repository_without_weights_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "WEIGHTS", tmp_path / "weights")
+    with pytest.raises(server.HostError, match=r"_flux\*\.safetensors is missing"):
+        server.base_directory(tmp_path / "base")
+
+
 def test_a_link_never_replaces_a_real_folder(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "work.json").touch()

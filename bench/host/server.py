@@ -60,7 +60,10 @@ def base_directory(path: Path | str) -> Path:
     for folder in ("input", "output", "temp", "models", "custom_nodes", "user/default/workflows"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for kind, pattern in KINDS.items():
-        for weights in sorted(WEIGHTS.glob(pattern)):
+        found = sorted(WEIGHTS.glob(pattern))
+        if not found:
+            raise HostError(f"{WEIGHTS / pattern} is missing; fetch the whole repository again.")
+        for weights in found:
             link(base / "models" / kind / weights.name, weights)
     link(base / "custom_nodes" / PACK, ROOT)
     link(base / "custom_nodes" / STAND_IN, STAND_IN_PACK)

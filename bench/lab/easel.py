@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,9 @@ class Easel:
             self.store.put(key, known)
         return known
 
+    def begin(self) -> None:
+        """Told before a run is made; may raise where none is to begin any more."""
+
     def latents(self, pairs: Sequence[Pair], sampler: str, sigmas: Tensor) -> list[Tensor]:
         """1 c h w of plain runs, shared by all tables; several pairs of one guidance at once.
 
@@ -61,10 +66,12 @@ class Easel:
         files = [self._file(pair, sampler, sigmas) for pair in pairs]
         missing = [(pair, file) for pair, file in zip(pairs, files, strict=True) if not file.exists()]
         if missing:
+            self.begin()
             made, _ = self.draw([pair for pair, _ in missing], sampler, sigmas)
             for (_, file), latent in zip(missing, made, strict=True):
-                save_file({"latent": latent[None].contiguous()}, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
+                part = file.with_suffix(f".{os.getpid()}.part")
+                save_file({"latent": latent[None].contiguous()}, part)
+                part.replace(file)
         return [load_file(file)["latent"] for file in files]
 
     def plain(self, pair: Pair, sampler: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +110,6 @@ class Easel:
         note = "; ".join(trace["notes"]) if trace["state"] == STOOD_DOWN else ""
         return Seen(computed, len(trace["evaluations"]), found, note)
 
-    def _file(self, pair: Pair, sampler: str, sigmas: Tensor) -> Any:
+    def _file(self, pair: Pair, sampler: str, sigmas: Tensor) -> Path:
         parts = ["plain", self._ground, sampler, str(sigmas.tolist()), repr(pair)]
         return self.store.folder / f"{digest(parts)}.safetensors"

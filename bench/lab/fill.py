@@ -104,10 +104,11 @@ def carry_out(
     """
     model = None if opened else getattr(options, "model", FIRST)
     own = of_model(groups, model) if model else groups
+    start = opened or _studio(getattr(options, "model", FIRST))
 
     def make(table: Path) -> str:
         minutes = getattr(options, "minutes", None)
-        return measure(own, table, options.share, options.side, beside, opened or _studio(model), minutes, looks, model)
+        return measure(own, table, options.share, options.side, beside, start, minutes, looks, model)
 
     return written(options, name, make, report, folder, also, model)
 
@@ -163,11 +164,11 @@ def introduced(page: str, found: Rows) -> str:
     return f"{title}\n\n{introduction(of(found))}\n\n{rest}"
 
 
-def _studio(model: str | None) -> Opened:
+def _studio(model: str) -> Opened:
     def opened(lab: Lab, side: int) -> Studio:
         from bench.lab import Studio
 
-        return Studio(lab, side, model or FIRST)
+        return Studio(lab, side, model)
 
     return opened
 

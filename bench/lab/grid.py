@@ -40,7 +40,8 @@ def group(steps: int, cfg: float, count: int, arms: Iterable[Arm], sampler: str 
 
 def of_model(groups: Sequence[Group], model: str) -> list[Group]:
     """The groups whose guidance means something to this model, on its own pairs."""
-    return [replace(g, pairs=models.own(g.pairs, model)) for g in groups if g.cfg in models.MODELS[model].guidance]
+    known = [g for g in groups if g.cfg in models.MODELS[model].guidance]
+    return [replace(g, pairs=tuple(models.cases(model, len(g.pairs), g.cfg))) for g in known]
 
 
 def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:

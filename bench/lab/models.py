@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from bench.host.graphs import MODEL_FILE, TRAINED_SHIFT, VAE_FILE
 from bench.lab import pairs
 from bench.lab.pairs import Pair
 
@@ -35,11 +36,11 @@ class Model:
 
 MODELS: Mapping[str, Model] = {
     "flux": Model(
-        "emoji_flux", "emoji_taef1", 1.62, 12, pairs.emoji, pairs.EMOJI_OTHERS,
+        MODEL_FILE, VAE_FILE, TRAINED_SHIFT, 12, pairs.emoji, pairs.EMOJI_OTHERS,
         "The small FLUX of this repository: 9 M parameters, objects on many grounds, 192 × 192 pixels, shift 1.62.",
     ),
     "shapes": Model(
-        "tiny_flux", "tiny_taef1", 1.5, 8, pairs.prompts, pairs.OTHERS,
+        "tiny_flux.safetensors", "tiny_taef1.safetensors", 1.5, 8, pairs.prompts, pairs.OTHERS,
         "The first small FLUX of this repository: 13 M parameters, shapes and photos, 192 × 192 pixels, shift 1.5.",
     ),
 }  # fmt: skip
@@ -75,9 +76,3 @@ def cases(model: str, count: int, cfg: float) -> list[Pair]:
 def others(model: str, first_seed: int, cfg: float) -> list[Pair]:
     """Captions at seeds that no table uses with them."""
     return [Pair(text, first_seed + i, cfg) for i, text in enumerate(MODELS[model].others)]
-
-
-def own(some: Sequence[Pair], model: str) -> tuple[Pair, ...]:
-    """As many pairs of this model, with the guidance of these."""
-    known = MODELS[model].prompts(len(some))
-    return tuple(replace(pair, prompt=text, seed=seed) for pair, (text, seed) in zip(some, known, strict=True))

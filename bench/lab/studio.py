@@ -25,11 +25,11 @@ class Studio(Painter):
     def __init__(self, lab: Lab, side: int = SIDE, name: str = FIRST) -> None:
         self.side, self.name, model = side, name, MODELS[name]
         self.shift = model.shift
-        file = WEIGHTS / f"{model.file}.safetensors"
+        file = WEIGHTS / model.file
         shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
         loaded = lab.comfy.sd.load_diffusion_model(str(file))
         (shifted,) = shifting.ModelSamplingAuraFlow().patch_aura(loaded, model.shift)
-        vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / f"{model.vae}.safetensors")))
+        vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / model.vae)))
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         identity = weights if model.distilled is None else f"{weights} guidance {model.distilled:g}"
         super().__init__(lab, shifted, vae, captions(model.words, model.distilled), (1, 16, side, side), identity)

@@ -112,17 +112,16 @@ def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, objec
     found = curves(studio)
     easels = [Curve(studio, name, *found[name]) for name in (list(found)[:1] if quick else found)]
     guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
-    for number_of in range(pairs):
+    for guided in zip(*(studio.cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
         for easel in easels:
             for sampler in SAMPLERS[:2] if quick else SAMPLERS:
-                for cfg in guidance:
-                    pair = studio.cases(pairs, cfg)[number_of]
+                for pair in guided:
                     ours = easel.against_full(pair, sampler)
                     fewer = easel.against_full(pair, sampler, max(round(ours.computed), 1))
                     runs = {AUTO: ours, FEWER: fewer, FULL: easel.against_exact(pair, sampler)}
                     for way, run in runs.items():
                         yield {
-                            "curve": easel.name, "sampler": sampler, "cfg": cfg, "seed": pair.seed, "way": way,
+                            "curve": easel.name, "sampler": sampler, "cfg": pair.cfg, "seed": pair.seed, "way": way,
                             "computed": run.computed, "psnr": run.psnr, "note": run.note,
                         }  # fmt: skip
 

@@ -11,11 +11,11 @@ import argparse
 import importlib
 import inspect
 import math
-import pathlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ OTHERS = ("dpm_fast", "dpm_adaptive", "res_multistep")
 same steps as their namesakes.)
 """
 AUTO, WITHOUT, FEWER = "Auto", "without the corrector", "fewer steps"
-NOISE = pathlib.Path(noise.__file__).read_text("utf-8")
+NOISE = Path(noise.__file__).read_text("utf-8")
 """The code of the noise, on which uncached runs depend too."""
 
 
@@ -57,7 +57,7 @@ def ways() -> dict[str, Method]:
     return {AUTO: method, WITHOUT: replace(method, rules=bare)}
 
 
-class Path(Easel):
+class OnePath(Easel):
     """Runs on one Brownian path of a pair, whatever their steps are."""
 
     def __init__(self, studio: Studio) -> None:
@@ -78,9 +78,7 @@ class Path(Easel):
         trace = self.studio.lab.pack.RUNS.newest(lambda _: True) if method is not None else None
         return self.seen(latent, self._full[1], trace, ran)
 
-    def _sample(
-        self, sampler: str, pair: Pair, steps: int, method: Method | None = None
-    ) -> tuple[torch.Tensor, int]:
+    def _sample(self, sampler: str, pair: Pair, steps: int, method: Method | None = None) -> tuple[torch.Tensor, int]:
         """A run's latent, and how often the model ran in it."""
         lab, studio = self.studio.lab, self.studio
         model = studio.model if method is None else lab.attach(studio.model, method)
@@ -102,22 +100,21 @@ class Path(Easel):
 
 def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator[dict[str, object]]:
     """One record a sampler, guidance, pair and way; none are begun after so many minutes."""
-    end, easel = time.monotonic() + 60 * minutes, Path(studio)
+    end, easel = time.monotonic() + 60 * minutes, OnePath(studio)
     names = [name for name in stochastic(studio.lab.comfy) if name in QUICK or not quick]
     guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
-    for number_of in range(pairs):
+    for guided in zip(*(studio.cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
         for sampler in names:
-            for cfg in guidance:
+            for pair in guided:
                 if time.monotonic() > end:
                     return
-                pair = studio.cases(pairs, cfg)[number_of]
                 runs = {way: easel.outcome(sampler, pair, way) for way in (AUTO, WITHOUT)}
                 ours = runs[AUTO]
                 steps = max(round(STEPS * ours.computed / ours.evaluations), 1)
                 runs[FEWER] = easel.outcome(sampler, pair, FEWER, STEPS if ours.note else steps)
                 for way, run in runs.items():
                     yield {
-                        "sampler": sampler, "cfg": cfg, "seed": pair.seed, "way": way, "computed": run.computed,
+                        "sampler": sampler, "cfg": pair.cfg, "seed": pair.seed, "way": way, "computed": run.computed,
                         "evaluations": ours.evaluations, "psnr": run.psnr, "note": run.note,
                     }  # fmt: skip
 

@@ -13,9 +13,7 @@ STEPS = 10
 
 
 def picture(graphs: Any, **changes: Any) -> Any:
-    return graphs.Picture(
-        **{"prompt": "a large fox on blue", "steps": STEPS, "width": 96, "height": 96, **changes}
-    )
+    return graphs.Picture(**{"prompt": "a large fox on blue", "steps": STEPS, "width": 96, "height": 96, **changes})
 
 
 def stats_of(entry: dict[str, Any], node: str = "stats") -> tuple[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ class Canvas(Easel):
         known = [self.store.get(key) for key in keys]
         missing = [pair for pair, score in zip(pairs, known, strict=True) if score is None]
         for at in range(0, len(missing), ROWS if isinstance(way, Plain) else 1):
-            self._in_time()
+            self.begin()
             chunk = missing[at : at + (ROWS if isinstance(way, Plain) else 1)]
             for pair, (latent, computed) in zip(chunk, self._run(way, budget, chunk), strict=True):
                 self.store.put(self._way(way, budget, pair, look), self._scored(way, pair, latent, computed, look))
@@ -79,7 +79,6 @@ class Canvas(Easel):
         for cfg in dict.fromkeys(pair.cfg for pair in pairs):
             own = [pair for pair in pairs if pair.cfg == cfg]
             for at in range(0, len(own), ROWS):
-                self._in_time()
                 self.latents(own[at : at + ROWS], CONVERGED, self.studio.sigmas(self.size.reference))
                 for sampler in self._own_samplers():
                     self.latents(own[at : at + ROWS], sampler, self.studio.sigmas(self.size.own))
@@ -104,7 +103,8 @@ class Canvas(Easel):
     def _seen(self) -> str:
         return f"{self.size.reference} {self.size.own} {self.eye is not None}"
 
-    def _in_time(self) -> None:
+    def begin(self) -> None:
+        """Raises `OutOfTime` once the minutes are over."""
         if self.until is not None and time.monotonic() > self.until:
             raise OutOfTime
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bench.host.graphs import TRAINED_SHIFT, TRAINED_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -40,7 +42,9 @@ FAMILIES = (
     Family("HiDream", "HiDream", "hidream", 28, 5.0, None, None, (1024, 1024)),
     Family("SDXL", "SDXL", "sdxl", 28, 7.0, None, None, (1024, 1024)),
 )
-SMALL = Family("the small FLUX of this repository", "", "flux", 28, 3.0, None, 1.62, (192, 192))
+SMALL = Family(
+    "the small FLUX of this repository", "", "flux", 28, 3.0, None, TRAINED_SHIFT, (TRAINED_SIZE, TRAINED_SIZE)
+)
 SMALL_WIDTH = 64
 """Of its text tokens; no published FLUX has so narrow ones."""
 
