@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .course import OTHER_SIZE, SIGMA_ROSE, Course
+from .drawn import Drawn
 from .motion import Motion
 from .trace import COMPUTED, PARTIAL, SKIPPED, Record, Recorder, Stopwatch
 from .track import Call, Evaluation, LaneKey, Observe, Track
@@ -52,6 +53,7 @@ class Session:
         self.keep, self.observe, self.has_float64 = keep, observe, has_float64
         self.active = not method.never
         self.motion = Motion(keep, measures) if self.active else None
+        self.drawn = Drawn(keep) if any(rule.drawn for rule in method.rules) else None
         self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
@@ -78,6 +80,8 @@ class Session:
             evaluation.apart = OTHER_SIZE
         elif self.motion is not None:
             self.motion.arrive(x, evaluation.sigma)
+            if self.drawn is not None and self.motion.stochastic:
+                self.drawn.arrive(x, evaluation.sigma)
 
     def answer(self, x: Tensor, denoised: Tensor) -> None:
         """See what the sampler is told: the result of the evaluation that is about to end."""
@@ -88,6 +92,8 @@ class Session:
         if computed and not evaluation.apart:
             self.motion.computed(x, denoised, evaluation.sigma)
         self.motion.leave(denoised, computed)
+        if self.drawn is not None and self.motion.stochastic:
+            self.drawn.leave(x, denoised, evaluation.sigma)
 
     @property
     def alarm(self) -> str:
@@ -274,10 +280,13 @@ class Session:
             track.clear()
         for motion in self._motions():
             motion.clear()
+        if self.drawn is not None:
+            self.drawn.clear()
 
     def bytes(self) -> int:
         """Memory that the rules hold now, in bytes."""
-        return _size(tensor for track in self.tracks for tensor in track.tensors())
+        drawn = self.drawn.tensors() if self.drawn is not None else ()
+        return _size(tensor for held in (*(track.tensors() for track in self.tracks), drawn) for tensor in held)
 
     def _deciding(self) -> list[Track]:
         """Every track and its parts, in the order in which they decide."""

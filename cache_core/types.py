@@ -370,7 +370,8 @@ class Rule:
     model's output, minus the model's scaled input) or "denoised" (the denoised latent minus that input). "affine", at a
     place of single blocks: how each channel goes through the block, as two vectors. around: the place that comes first
     where an evaluation is more than the model's calls (windows, tiles, ControlNets, LoRA hooks, further passes).
-    store: how features are held.
+    store: how features are held. drawn: the share of the noise a sampler draws that is kept out of the derivative where
+    it is stored, and goes with x (`drawn`).
     """
 
     places: tuple[Place, ...]
@@ -381,6 +382,7 @@ class Rule:
     correction: Correction | None = None
     around: Place | None = None
     store: Store = "device"
+    drawn: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

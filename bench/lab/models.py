@@ -20,7 +20,7 @@ class Model:
     shift: of the noise schedule that it was trained for. words: how many a caption has at most. prompts: captions and
     seeds of the tables. others: captions for what is learned from full runs, at seeds that no table uses. guidance:
     the CFG values that mean something to it; distilled: the guidance that it is told as a number, where it was trained
-    so. says: for a page.
+    so. frames: of Qwen-Image's class, whose latents have a frame, b c 1 h w. says: for a page.
     """
 
     file: str
@@ -32,12 +32,25 @@ class Model:
     says: str
     guidance: tuple[float, ...] = (1.0, 3.0)
     distilled: float | None = None
+    frames: bool = False
 
 
 MODELS: Mapping[str, Model] = {
     "flux": Model(
         MODEL_FILE, VAE_FILE, TRAINED_SHIFT, 12, pairs.emoji, pairs.EMOJI_OTHERS,
         "The small FLUX of this repository: 9 M parameters, objects on many grounds, 192 × 192 pixels, shift 1.62.",
+    ),
+    "flux-guided": Model(
+        "emoji_flux_guided.safetensors", VAE_FILE, TRAINED_SHIFT, 12, pairs.emoji, pairs.EMOJI_OTHERS,
+        "The small FLUX of this repository that takes its guidance as a number, as FLUX.1-dev does (here 3, so there "
+        "is no CFG): 9 M parameters, objects on many grounds, 192 × 192 pixels, shift 1.62.",
+        guidance=(1.0,), distilled=3.0,
+    ),
+    "qwen": Model(
+        "emoji_qwen.safetensors", VAE_FILE, TRAINED_SHIFT, 12, pairs.emoji, pairs.EMOJI_OTHERS,
+        "The small Qwen-Image of this repository: 8 M parameters, objects on many grounds, 192 × 192 pixels, "
+        "shift 1.62.",
+        frames=True,
     ),
     "shapes": Model(
         "tiny_flux.safetensors", "tiny_taef1.safetensors", 1.5, 8, pairs.prompts, pairs.OTHERS,

@@ -1,10 +1,11 @@
-"""The small trained FLUX models of this repository, and runs of them that make pictures."""
+"""The small trained models of this repository, and runs of them that make pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bench import ROOT
@@ -15,24 +16,26 @@ from bench.lab.painter import Encode, Painter
 from bench.lab.pairs import Pair
 
 WEIGHTS = ROOT / "bench" / "weights"
+STAND_IN = ROOT / "tests" / "packs" / "stand_in"
 SIDE = 24
 """Height and width of the latents that the models were trained on."""
 
 
 class Studio(Painter):
-    """A small trained FLUX: pictures of its captions."""
+    """One of the small trained models: pictures of its captions."""
 
     def __init__(self, lab: Lab, side: int = SIDE, name: str = FIRST) -> None:
         self.side, self.name, model = side, name, MODELS[name]
         self.shift = model.shift
         file = WEIGHTS / model.file
         shifting: Any = importlib.import_module("comfy_extras.nodes_model_advanced")
-        loaded = lab.comfy.sd.load_diffusion_model(str(file))
+        loaded = _trained_qwen(file) if model.frames else lab.comfy.sd.load_diffusion_model(str(file))
         (shifted,) = shifting.ModelSamplingAuraFlow().patch_aura(loaded, model.shift)
         vae = lab.comfy.sd.VAE(sd=lab.comfy.utils.load_torch_file(str(WEIGHTS / model.vae)))
         weights = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         identity = weights if model.distilled is None else f"{weights} guidance {model.distilled:g}"
-        super().__init__(lab, shifted, vae, captions(model.words, model.distilled), (1, 16, side, side), identity)
+        shape = (1, 16, 1, side, side) if model.frames else (1, 16, side, side)
+        super().__init__(lab, shifted, vae, captions(model.words, model.distilled), shape, identity)
 
     def cases(self, count: int, cfg: float) -> list[Pair]:
         """The first prompt and seed pairs of this model."""
@@ -43,12 +46,17 @@ class Studio(Painter):
         return [cfg for cfg in values if cfg in MODELS[self.name].guidance]
 
 
+def _trained_qwen(file: Path) -> Any:
+    """ComfyUI's loader fixes the dimensions of the real one, so the tests' pack makes its class at the file's."""
+    return module_at(STAND_IN / "trained_qwen.py").load(file)
+
+
 def captions(most: int = MODELS[FIRST].words, guidance: float | None = None) -> Encode:
     """Captions to conditioning, as the small models were trained: they have no text encoder.
 
     guidance: the number that a distilled model is told, as the host's FluxGuidance node tells it.
     """
-    words = module_at(ROOT / "tests" / "packs" / "stand_in" / "words.py")
+    words = module_at(STAND_IN / "words.py")
     told = {} if guidance is None else {"guidance": guidance}
 
     def encode(text: str) -> list[Any]:

@@ -12,6 +12,8 @@ of them computed come closer to the exact picture than 28 with 12.
 tiles, ControlNets, LoRA hooks, further passes). There the feature is the ODE derivative itself, so that the corrector
 is exact, and what is kept has the size of a latent; the trunk's residual is the alternative.
 
+Where the sampler is seen to draw noise, a share of it is kept out of what is forecast (`drawn`).
+
 `guidance`: derive lets the negative prompt rest in every other computed step, from a third of the run on: what it
 differs by follows half of its last slope. Skipped steps then forecast the guided result.
 
@@ -134,7 +136,7 @@ def auto(
         raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
     # an estimate that is relied on is that of the worst part
     stands_in, repaid = forecast(bands, profile, count, apart=tolerance > 0), repayment(profile, count)
-    rule = Rule(where, Signal(), gate, stands_in, correction=repaid, around=around)
+    rule = Rule(where, Signal(), gate, stands_in, correction=repaid, around=around, drawn=DRAWN)
     method = Method("SpectralCache Auto", (rule,))
     if profile is not None:
         expected, remark = partial(expected_error, profile, count), partial(sparse, profile, count)
@@ -147,6 +149,8 @@ def auto(
     return replace(method, rules=(rule, Rule((BRANCH,), Signal(), rests, Linear(0.5, "log_noise"))))
 
 
+DRAWN = 0.4
+"""Of the noise that a sampler draws, between what the model takes out early in a run (0.9) and late (0.3)."""
 DERIVED_FROM = 0.33
 """Before this share of the run the difference of the prompts changes too fast: by half a step on the small FLUX."""
 

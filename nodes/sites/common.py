@@ -174,9 +174,9 @@ def eager(function: Callable[..., Any], *, recursive: bool = True) -> Callable[.
 def stored(kind: str, x: torch.Tensor, out: torch.Tensor, sigma: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
     """What a rule stores of a call that returned the denoised latent `out`, as tokens; scaled: the model's input."""
     if kind == "denoised":
-        return _tokens(out - scaled)
+        return as_tokens(out - scaled)
     tokens = derivative(x, out, sigma)
-    return tokens - _tokens(scaled) if kind == "output" else tokens
+    return tokens - as_tokens(scaled) if kind == "output" else tokens
 
 
 def restored(
@@ -185,14 +185,14 @@ def restored(
     """The denoised latent that a stored feature stands for."""
     if kind == "denoised":
         return scaled + _latent(x, tokens)
-    return denoised(x, tokens + _tokens(scaled) if kind == "output" else tokens, sigma)
+    return denoised(x, tokens + as_tokens(scaled) if kind == "output" else tokens, sigma)
 
 
 def derivative(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """d = (x - denoised) / sigma as tokens, b c ... -> b (...) c: for a flow model the velocity, for an epsilon model
     the noise.
     """
-    return _tokens((x - denoised) / _levels(x, sigma))
+    return as_tokens((x - denoised) / _levels(x, sigma))
 
 
 def denoised(x: torch.Tensor, tokens: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -206,7 +206,7 @@ def latent_grid(x: torch.Tensor) -> Grid | None:
     return size if len(size) > 1 else None
 
 
-def _tokens(x: torch.Tensor) -> torch.Tensor:
+def as_tokens(x: torch.Tensor) -> torch.Tensor:
     """b c ... -> b (...) c"""
     return x.movedim(1, -1).flatten(1, -2)
 

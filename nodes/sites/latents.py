@@ -15,7 +15,7 @@ import torch
 
 from ...cache_core.track import Call, Track
 from ...cache_core.types import WHOLE, Unit
-from .common import latent_grid, restored, stored
+from .common import as_tokens, latent_grid, restored, stored
 
 Shapes = Sequence[Sequence[int]]
 """b c ... of each latent that is packed, or nothing."""
@@ -35,10 +35,11 @@ class Latents:
     def forecast(self) -> torch.Tensor:
         """The denoised latent that stands in."""
         kind, track = self.track.rule.feature, self.track
-        made = [
-            restored(kind, x, track.predict(self.call, unit, latent_grid(x)), self.sigma, scaled)
-            for unit, x, scaled in zip(self._units, self._apart(self.x), self._apart(self.scaled), strict=True)
-        ]
+        made, parts = [], zip(self._units, *map(self._apart, (self.x, self.scaled, self._drawn())), strict=True)
+        for unit, x, scaled, drawn in parts:
+            tokens = track.predict(self.call, unit, latent_grid(x))
+            tokens = tokens if drawn is None else tokens + as_tokens(drawn)
+            made.append(restored(kind, x, tokens, self.sigma, scaled))
         return self._together(made)
 
     def learned(self, computed: torch.Tensor) -> torch.Tensor:
@@ -46,13 +47,20 @@ class Latents:
         back.
         """
         kind, told, repaired = self.track.rule.feature, [], False
-        parts = zip(self._units, *(self._apart(each) for each in (self.x, computed, self.scaled)), strict=True)
-        for unit, x, out, scaled in parts:
+        whole = self.x, computed, self.scaled, self._drawn()
+        for unit, x, out, scaled, drawn in zip(self._units, *map(self._apart, whole), strict=True):
             tokens = stored(kind, x, out, self.sigma, scaled)
-            repair = self.track.store(self.call, tokens, unit, latent_grid(x))
+            kept = tokens if drawn is None else tokens - as_tokens(drawn)
+            repair = self.track.store(self.call, kept, unit, latent_grid(x))
             told.append(out if repair is None else restored(kind, x, tokens + repair, self.sigma, scaled))
             repaired |= repair is not None
         return self._together(told) if repaired else computed
+
+    def _drawn(self) -> torch.Tensor | None:
+        """What of the derivative is noise that the sampler drew, b c ..., as far as the rule keeps it apart."""
+        drawn, rule = self.track.session.drawn, self.track.rule
+        noise = drawn.within(self.x) if drawn is not None and rule.drawn else None
+        return None if noise is None else rule.drawn * noise
 
     @property
     def _packed(self) -> bool:
@@ -64,9 +72,9 @@ class Latents:
     def _units(self) -> Sequence[Unit]:
         return range(len(self.shapes)) if self._packed else (WHOLE,)
 
-    def _apart(self, x: torch.Tensor) -> list[torch.Tensor]:
-        if not self._packed:
-            return [x]
+    def _apart(self, x: torch.Tensor | None) -> list[torch.Tensor | None]:
+        if x is None or not self._packed:
+            return [x] * len(self._units)
         rows = x.split([math.prod(shape[1:]) for shape in self.shapes], dim=-1)
         return [row.reshape(x.shape[0], *shape[1:]) for row, shape in zip(rows, self.shapes, strict=True)]
 

@@ -22,6 +22,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "spectralcache_under_test"
+KNOWN = (
+    "a coconut on blue", "a large strawberry on green", "a bus left of a pear on pink", "a light bulb on dusk",
+    "a crown at the left on purple", "a small goat on red to blue", "a beer mug on brick",
+)  # fmt: skip
 WEIGHTS = ROOT / "bench" / "weights"
 
 
@@ -208,7 +212,7 @@ class Host:
 
     def load(self) -> Any:
         """A fresh copy of the small trained FLUX."""
-        return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "tiny_flux.safetensors"))
+        return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "emoji_flux.safetensors"))
 
     def recorder(self, model: str, steps: int) -> Any:
         """A recorder for a session that a test drives itself."""
@@ -278,14 +282,13 @@ class Host:
         return self.host.attach(model or self.model, method, None)
 
     def conditioning(self, seed: int, tokens: int = 8) -> list[Any]:
-        """Random conditioning: b m d = 1 tokens 64."""
-        generator = torch.Generator().manual_seed(seed)
-        text = torch.randn(1, tokens, 64, generator=generator)
-        return [[text, {"pooled_output": torch.randn(1, 64, generator=generator)}]]
+        """Of a caption that the small FLUX knows, so that runs stay where they were trained: b m d = 1 tokens 64."""
+        text, pooled = self.words.conditioning(KNOWN[seed % len(KNOWN)], tokens)
+        return [[text, {"pooled_output": pooled}]]
 
     def caption(self, text: str) -> list[Any]:
         """The conditioning of a caption, as the small FLUX was trained with; the unconditional one without a word."""
-        tokens, pooled = self.words.conditioning(text, 8)  # as many as the first weights were trained with
+        tokens, pooled = self.words.conditioning(text)
         return [[tokens, {"pooled_output": pooled}]]
 
     def sample(

@@ -256,7 +256,7 @@ def test_precisions(host: Any, caching: Any, dtype: torch.dtype) -> None:
 def test_features_are_kept_in_the_models_precision(host: Any) -> None:
     import comfy.sd
 
-    path = str(host.weights / "tiny_flux.safetensors")
+    path = str(host.weights / "emoji_flux.safetensors")
     host.sample(host.apply(comfy.sd.load_diffusion_model(path), **FAST), steps=STEPS)
     full = host.trace()["cache_bytes"]
     half_model = comfy.sd.load_diffusion_model(path, model_options={"dtype": torch.bfloat16})

@@ -307,16 +307,17 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
 
 
 def test_exact_takes_the_second_model(folder: Path) -> None:
-    """Its own weights, captions and page, beside the first one's."""
+    """Its own weights, guidance and page, beside the first one's."""
     found = {}
-    for model, name in (("flux", "exact"), ("shapes", "exact-shapes")):
+    for model, name in (("flux", "exact"), ("flux-guided", "exact-flux-guided")):
         bench(folder, "exact", "--side", "8", "--quick", "--model", model)
         rows = table(folder / f"{name}.csv")
         assert {row["model"] for row in rows} == {model}
         found[model] = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
         assert float(found[model]["computed"]) == 6 and 5 < float(found[model]["psnr"]) < 100
-    assert found["shapes"]["psnr"] != found["flux"]["psnr"]  # the weights are others too
-    assert "The first small FLUX" in (folder / "exact-shapes.md").read_text("utf-8")
+    assert found["flux-guided"]["psnr"] != found["flux"]["psnr"]  # the weights are others too
+    page = (folder / "exact-flux-guided.md").read_text("utf-8")
+    assert "takes its guidance as a number" in page and "CFG 1" in page and "CFG 3" not in page
 
 
 TOGETHER = """

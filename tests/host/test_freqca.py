@@ -168,7 +168,7 @@ def test_added_image_tokens_move_the_run_to_whole_model_calls(host: Any) -> None
 def test_half_precision(host: Any, dtype: torch.dtype) -> None:
     import comfy.sd
 
-    path = str(host.weights / "tiny_flux.safetensors")
+    path = str(host.weights / "emoji_flux.safetensors")
     model = comfy.sd.load_diffusion_model(path, model_options={"dtype": dtype})
     model.model.manual_cast_dtype = None
     plain = host.sample(model, steps=STEPS)

@@ -82,7 +82,7 @@ def test_report_01_with_a_foreign_patch_in_a_slot(host: Any, call: str) -> None:
         return {**out, "img": out["img"] * 1.02}
 
     model = host.model.clone()
-    model.set_model_patch_replace(patch, "dit", "single_block", 5)
+    model.set_model_patch_replace(patch, "dit", "single_block", len(host.diffusion_model.single_blocks) - 1)
     with foreign.replaced(host.diffusion_model, foreign.Forward(foreign.CALLS[call])):
         plain = host.sample(model, steps=STEPS)
         fewer = host.sample(model, steps=4)

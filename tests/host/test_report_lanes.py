@@ -19,9 +19,15 @@ def worked(trace: dict[str, Any]) -> int:
     return sum(e["action"] != "skipped" for e in trace["evaluations"])
 
 
-def near(host: Any, out: torch.Tensor, plain: torch.Tensor, fewer: torch.Tensor, factor: float = 1.25) -> None:
-    """No worse than fewer steps by more than the noise."""
-    assert host.foreign.error(out, plain) < factor * host.foreign.error(fewer, plain) + 0.01
+PICTURES = 4
+"""A comparison with fewer steps is a mean over so many: a single picture may turn out either way."""
+Runs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def near(host: Any, *runs: Runs, factor: float = 1.25) -> None:
+    """Cached, plain, fewer steps, of one picture or more: no worse than fewer steps by more than the noise."""
+    ours, theirs = ([host.foreign.error(run[which], run[1]) for run in runs] for which in (0, 2))
+    assert sum(ours) / len(runs) < factor * sum(theirs) / len(runs) + 0.01, (ours, theirs)
 
 
 # 7: context windows that move from step to step -----------------------------------------------------------------------
@@ -92,7 +98,7 @@ def test_report_07_wan_context_windows_default_schedule(host: Any, windows: Wind
     trace = host.trace()
     assert (trace["computed"], trace["skipped"]) == (6, 6), [e["reason"] for e in trace["evaluations"]]
     assert windows.calls < 0.6 * whole
-    near(host, out, plain, fewer)
+    near(host, (out, plain, fewer))
 
 
 @pytest.mark.parametrize(("name", "method"), [("uniform", "Apply"), ("looped", "FreqCa")])
@@ -173,17 +179,21 @@ def tiled(model: Any, way: str) -> tuple[Any, Tiles]:
     ("way", "cfg"), [("halves", 1.0), ("halves", 3.0), ("quarters", 1.0), ("rolled", 1.0), ("rolled", 3.0)]
 )
 def test_report_08_tiled_diffusion(host: Any, way: str, cfg: float) -> None:
-    """Auto: no tile runs on a skipped step, and the picture is no worse than with fewer steps."""
-    model, tiles = tiled(host.model, way)
-    plain = host.sample(model, steps=STEPS, cfg=cfg)
-    whole = tiles.calls
-    fewer = host.sample(tiled(host.model, way)[0], steps=6, cfg=cfg)
-    model, tiles = tiled(host.foreign.attached(host, "Auto"), way)
-    out = host.sample(model, steps=STEPS, cfg=cfg)
-    trace = host.trace()
-    assert (trace["computed"], trace["skipped"]) == (6, 6)
-    assert tiles.calls == whole // 2
-    near(host, out, plain, fewer)
+    """Auto: no tile runs on a skipped step, and the pictures are no worse than with fewer steps."""
+    runs = []
+    for seed in range(PICTURES):
+        given = {"cfg": cfg, "seed": seed, "positive": host.conditioning(seed), "negative": host.caption("")}
+        model, tiles = tiled(host.model, way)
+        plain = host.sample(model, steps=STEPS, **given)
+        whole = tiles.calls
+        fewer = host.sample(tiled(host.model, way)[0], steps=6, **given)
+        model, tiles = tiled(host.foreign.attached(host, "Auto"), way)
+        out = host.sample(model, steps=STEPS, **given)
+        trace = host.trace()
+        assert (trace["computed"], trace["skipped"]) == (6, 6)
+        assert tiles.calls == whole // 2
+        runs.append((out, plain, fewer))
+    near(host, *runs)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +266,7 @@ def test_report_09_no_controlnet_runs_on_a_skip(host: Any, cfg: float) -> None:
     trace = host.trace()
     assert (trace["computed"], trace["skipped"]) == (6, 6)
     assert len(calls) == 6 * each
-    near(host, out, plain, fewer)
+    near(host, (out, plain, fewer))
 
 
 EDGE = 0.47
@@ -281,7 +291,8 @@ def test_report_09_an_edge_inside_the_run_is_computed(host: Any, edge: str) -> N
     host.sample(model, steps=20, cfg=3.0, **sides)
     evaluations = host.trace()["evaluations"]
     behind = next(e for e in evaluations if e["sigma"] <= sigma)
-    assert behind["action"] == "computed"
+    # a new prompt is no lane that decides: where the plan would have skipped, the whole call runs for its sake
+    assert behind["action"] in ("computed", "partial") and behind["work"] == 1
     assert sum(e["action"] == "skipped" for e in evaluations) >= 7
 
 
@@ -325,13 +336,13 @@ def test_report_09_no_lora_is_switched_on_a_skip(host: Any, monkeypatch: pytest.
     out = host.sample(model, steps=STEPS, cfg=3.0, **sides)
     assert host.trace()["skipped"] == 6
     assert len(switches) <= whole // 2 + 1
-    near(host, out, plain, fewer)
+    near(host, (out, plain, fewer))
 
 
 # 18: flags in transformer_options, and extra passes -------------------------------------------------------------------
 
 
-def guider(host: Any, model: Any, predict: Any, cfg: float = 3.0) -> Any:
+def guider(host: Any, model: Any, predict: Any, cfg: float = 3.0, caption: int = 1) -> Any:
     """A guider with its own predict_noise(self, x, timestep, model_options, seed, step)."""
     from comfy.samplers import CFGGuider
 
@@ -345,7 +356,7 @@ def guider(host: Any, model: Any, predict: Any, cfg: float = 3.0) -> Any:
             return predict(self, x, timestep, model_options, seed, step)
 
     made = Guider(model)
-    made.set_conds(host.conditioning(1), host.conditioning(2))
+    made.set_conds(host.conditioning(caption), host.conditioning(caption + 1))
     made.set_cfg(cfg)
     return made
 
@@ -402,19 +413,21 @@ def test_report_18_a_guider_with_two_passes_a_step(host: Any, method: str, cfg: 
         clone.add_wrapper_with_key("diffusion_model", "disturbed", block)
         return clone
 
-    def run(model: Any, steps: int) -> torch.Tensor:
-        out: torch.Tensor = host.foreign.guided(host, guider(host, disturbed(model), predict, cfg), steps)
+    def run(model: Any, steps: int, caption: int) -> torch.Tensor:
+        out: torch.Tensor = host.foreign.guided(host, guider(host, disturbed(model), predict, cfg, caption), steps)
         return out
 
-    steps = 20
-    plain = run(host.model, steps)
-    out = run(host.foreign.attached(host, method), steps)
-    trace = host.trace()
-    if trace["state"] == "stood down":
-        assert torch.equal(out, plain) and trace["notes"]
-        return
-    assert trace["partial"] == 0 and trace["skipped"] >= 6
-    near(host, out, plain, run(host.model, trace["computed"]), factor=2.0 if method == "Apply" else 1.25)
+    steps, runs = 20, []
+    for caption in range(1, PICTURES):
+        plain = run(host.model, steps, caption)
+        out = run(host.foreign.attached(host, method), steps, caption)
+        trace = host.trace()
+        if trace["state"] == "stood down":
+            assert torch.equal(out, plain) and trace["notes"]
+            return
+        assert trace["partial"] == 0 and trace["skipped"] >= 6
+        runs.append((out, plain, run(host.model, trace["computed"], caption)))
+    near(host, *runs, factor=2.0 if method == "Apply" else 1.25)
 
 
 # 27: guidance that comes and goes -------------------------------------------------------------------------------------

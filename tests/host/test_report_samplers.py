@@ -133,7 +133,8 @@ def gain(host: Any, name: str, cfg: float = 3.0, pairs: int = 2, total: int = ST
     [
         ("er_sde", 1.0, STEPS),
         ("ddpm", 3.0, STEPS),
-        ("dpmpp_2m_sde", 3.0, 28),  # with 20 steps it can be up to 3.5 dB behind, which the docs say
+        ("dpmpp_2m_sde", 3.0, 28),
+        ("dpmpp_3m_sde", 1.0, 28),
     ],
 )
 def test_report_13_ersde_confetti(host: Any, name: str, cfg: float, total: int) -> None:
