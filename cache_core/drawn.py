@@ -36,7 +36,8 @@ class Drawn:
         if self._told is None or self._told[0].shape != x.shape:
             return
         before, denoised, level = self._told
-        beside = (x - torch.lerp(denoised, before, sigma / level)) / sigma
+        led_to = denoised + (before - denoised) * (sigma / level)
+        beside = (x - led_to) / sigma
         self.total = self.keep(beside if self.total is None else self.total + beside)
 
     def leave(self, x: Tensor, denoised: Tensor, sigma: Tensor) -> None:

@@ -196,6 +196,8 @@ class Session:
             evaluation.step, evaluation.apart, evaluation.shown = stand.step, stand.apart, sigma
             if stand.again:
                 evaluation.again = True
+                if self.drawn is not None:
+                    self.drawn.clear()
                 for track in self.tracks:
                     track.begin_again()
         return evaluation.step

@@ -1,8 +1,9 @@
 """What the words on SpectralCache Auto stand for: computed steps by the run's length, read off the bench's curves.
 
-A word is a level of closeness to the full run (LEVELS, picture PSNR in dB, small FLUX, euler, CFG 3, mean over pairs);
-the fewest measured computed steps that reach it were read from docs/auto.csv at 20, 28 and 50 steps. Between and
-beyond, counts are interpolated: longer runs skip more.
+A word is a level of closeness to the full run (LEVELS, picture PSNR in dB, euler, CFG 3, mean over 24 pairs); the
+fewest computed steps that reach it were read off the curves of the first small FLUX at 20, 28 and 50 steps, which was
+the harder one (docs/tried.md): on the one of docs/auto.csv each word gives 6 to 15 dB more. Between and beyond, counts
+are interpolated: longer runs skip more.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bench import ROOT
 from bench.host.provision import say
 from bench.lab.arms import EULER, Cached
 from bench.lab.grid import Group, complete, of_model, rows, walk
-from bench.lab.models import BEFORE, COLUMN, FIRST, MODELS, introduction, named, of
+from bench.lab.models import COLUMN, FIRST, MODELS, introduction, named, of
 from bench.lab.store import Store, code_version
 from bench.lab.table import Record, read_csv, write_csv
 
@@ -104,6 +104,8 @@ def carry_out(
     """
     model = None if opened else getattr(options, "model", FIRST)
     own = of_model(groups, model) if model else groups
+    if groups and not own:
+        raise SystemExit(f"bench {name}: {model} takes no guidance of this table (CFG {_guidance(groups)}).")
     start = opened or _studio(getattr(options, "model", FIRST))
 
     def make(table: Path) -> str:
@@ -111,6 +113,10 @@ def carry_out(
         return measure(own, table, options.share, options.side, beside, start, minutes, looks, model)
 
     return written(options, name, make, report, folder, also, model)
+
+
+def _guidance(groups: Sequence[Group]) -> str:
+    return ", ".join(dict.fromkeys(f"{group.cfg:g}" for group in groups))
 
 
 def carry_out_records(
@@ -235,16 +241,15 @@ def measure(
 
 
 def joined(made: Sequence[Mapping[str, object]], file: Path, about: str) -> list[Mapping[str, object]]:
-    """New rows in the place of those of the same steps, guidance and sampler, the file's others of that model before
+    """New rows in the place of those of the same steps, guidance and sampler, the file's others before
     them; each new row says where it was measured, since they need not have been made in one go.
     """
-    model = made[0].get(COLUMN, BEFORE) if made else BEFORE
 
     def group_of(row: Mapping[str, object]) -> tuple[object, ...]:
         return int(str(row["steps"])), float(str(row["cfg"])), row["sampler"]
 
     new = {group_of(row) for row in made}
-    kept = [row for row in read_csv(file) if group_of(row) not in new and of([row]) == model] if file.exists() else []
+    kept = [row for row in read_csv(file) if group_of(row) not in new] if file.exists() else []
     columns = dict.fromkeys((key for row in made[:1] for key in row), "")  # a table of before may have fewer
     return [*({**columns, MEASURED: "", **row} for row in kept), *({**row, MEASURED: about} for row in made)]
 

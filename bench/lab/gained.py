@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.lab.arms import Cached, SetUp
-from bench.lab.pairs import COUNT
+from bench.lab.pairs import COUNT, cases
 from cache_core import methods
 from cache_core.gains import Gains, Kind, Learner, corrected
 
@@ -55,7 +55,7 @@ def watched(
     the full run without a method.
     """
     found = []
-    for pair in studio.cases(COUNT, cfg)[-LEARNED_FROM:]:
+    for pair in cases(COUNT, cfg)[-LEARNED_FROM:]:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def watch(

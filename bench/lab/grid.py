@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench.lab import Pair, models
 from bench.lab.arms import EULER, TWICE, Arm, evaluations
 from bench.lab.intervals import finite_mean, paired
+from bench.lab.models import MODELS
+from bench.lab.pairs import Pair, cases
 from bench.lab.presets import FEWER, fewer
 from bench.lab.store import Outcome
 
@@ -35,13 +36,12 @@ class Group:
 def group(steps: int, cfg: float, count: int, arms: Iterable[Arm], sampler: str = EULER) -> Group:
     if sampler != EULER:
         arms = [replace(arm, sampler=sampler) for arm in arms]
-    return Group(steps, cfg, tuple(models.cases(models.FIRST, count, cfg)), tuple(arms), sampler)
+    return Group(steps, cfg, tuple(cases(count, cfg)), tuple(arms), sampler)
 
 
 def of_model(groups: Sequence[Group], model: str) -> list[Group]:
-    """The groups whose guidance means something to this model, on its own pairs."""
-    known = [g for g in groups if g.cfg in models.MODELS[model].guidance]
-    return [replace(g, pairs=tuple(models.cases(model, len(g.pairs), g.cfg))) for g in known]
+    """The groups whose guidance means something to this model."""
+    return [g for g in groups if g.cfg in MODELS[model].guidance]
 
 
 def walk(groups: Sequence[Group], make: Make, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:

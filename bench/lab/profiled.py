@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import ROOT
-from bench.lab import models
 from bench.lab.arms import EULER, Cached, SetUp
 from bench.lab.lab import PACK
+from bench.lab.pairs import others
 from bench.lab.store import digest
 from cache_core import methods
 from cache_core.profile import Profile
@@ -29,7 +29,7 @@ def recorded(studio: Studio, cfg: float, steps: int, sampler: str = EULER) -> Pr
     """Whole runs of four captions: what `record` "whole run" of the node gives."""
     watching: Any = importlib.import_module(f"{PACK}.nodes.watcher")
     watcher = watching.Watcher(True, cfg > 1, lambda: None)
-    pairs = models.others(studio.name, FIRST_SEED, cfg)
+    pairs = others(FIRST_SEED, cfg)
     for pair in pairs:
         watcher.begin()
         model = studio.lab.pack.calibrating(studio.model, watcher.method, watcher.observe, watcher.around)

@@ -21,10 +21,15 @@ from bench import ROOT
 from bench.host.provision import cache_folder, say
 from bench.lab.lab import Lab, module_at
 from bench.lab.painter import Painter
-from bench.lab.pairs import COUNT, SIZES, prompts
+from bench.lab.pairs import COUNT, FIRST_SEED, Pair
 from bench.lab.store import digest
 from bench.lab.studio import captions
 
+SIZES = ("small", "medium", "large")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
+SHAPES = ("circle", "square", "triangle", "ring", "star", "cross")
+GROUNDS = ("grass", "gravel", "brick", "sky", "dusk")
+PHOTOS = ("astronaut", "cat", "coffee", "rocket", "galaxy", "retina", "tissue")
 SIDE, CHANNELS, SCALE = 12, 4, 0.18215
 """SCALE: SD1.5's, by which the host divides what the model has made."""
 RANGE = 6.0
@@ -52,6 +57,19 @@ class UNetPainter(Painter):
 
     def picture(self, latent: Tensor) -> Tensor:
         return latent.movedim(1, -1) * SCALE / RANGE + 0.5
+
+
+def known_caption(i: int) -> str:
+    """Every third one a photo, the others shapes that walk through sizes, colours, forms, grounds."""
+    if i % 3 == 2:
+        return f"a photo of {PHOTOS[i // 3 % len(PHOTOS)]}"
+    k = i - i // 3
+    return f"a {SIZES[k % 3]} {COLOURS[k % 8]} {SHAPES[(k + k // 6) % 6]} on {GROUNDS[k % 5]}"
+
+
+def cases(count: int, cfg: float) -> list[Pair]:
+    """The first of its pairs: the other models' captions mean nothing to it."""
+    return [Pair(known_caption(i), FIRST_SEED + i, cfg) for i in range(count)]
 
 
 def paint(caption: str, generator: torch.Generator) -> Tensor:
@@ -83,7 +101,7 @@ def _numbers(word: str) -> Tensor:
 def train(unet: Any, sigmas: Tensor, rounds: int) -> None:
     """The noise predicted from x_0 + sigma · noise, each sigma of the schedule alike (Ho et al. 2020, eq. 14)."""
     encode, generator = captions(WORDS), torch.Generator().manual_seed(1)
-    known = [caption for caption, _ in prompts(COUNT)]
+    known = [known_caption(i) for i in range(COUNT)]
     contexts = {caption: encode(caption)[0][0] for caption in (*known, "")}
     with torch.inference_mode(False), torch.enable_grad():
         _begin(unet, generator)

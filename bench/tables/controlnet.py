@@ -18,6 +18,7 @@ import torch
 
 from bench.lab import Pair, Sampled, Studio, fill
 from bench.lab.arms import Cached
+from bench.lab.pairs import cases
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.metrics import psnr
 
@@ -76,7 +77,7 @@ def measure(studio: Studio, pairs: int) -> Iterator[dict[str, object]]:
     control = net(studio, made)
     sample(studio, Pair("", 0, 1.0), None, control)  # loads the model, not timed
     for cfg in studio.guided(GUIDANCE):
-        for pair in studio.cases(pairs, cfg):
+        for pair in cases(pairs, cfg):
             full = None
             for way, site in WAYS.items():
                 made.clear()

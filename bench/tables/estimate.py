@@ -15,6 +15,7 @@ import torch
 from scipy.stats import spearmanr
 
 from bench.lab import Lab, Studio, fill
+from bench.lab.pairs import cases
 from bench.lab.presets import auto
 from bench.lab.table import document, fixed, markdown, number
 from cache_core.track import Seen
@@ -59,7 +60,7 @@ class Ruler:
 def measure(studio: Studio, pairs: int | None, quick: bool = False) -> Iterator[dict[str, object]]:
     """One record for each skipped evaluation; `quick`: of one pair, without guidance."""
     for cfg in GUIDANCE[:1] if quick else studio.guided(GUIDANCE):
-        for pair in studio.cases(pairs or (1 if quick else PAIRS), cfg):
+        for pair in cases(pairs or (1 if quick else PAIRS), cfg):
             for count in COUNTS:
                 ruler = Ruler(studio.lab)
                 studio.make(ruler.attach(studio.model, auto(count).made()), pair, STEPS)

@@ -69,8 +69,8 @@ An older ComfyUI shows no inputs that depend on the method. There **parameters**
 mean (Q&C's), once something was skipped. Either needs a **profile** that *Cache Calibrate* made with **record** gain
 from a model with the same method and settings on it; a run that it does not fit goes without, and Cache Stats says so.
 It is no improvement by itself. On the small FLUX (CFG 1, 3 pictures; docs/gains.md of the repository) noise changed
-seven methods by -0.8 to +1.3 dB, three for the better (MagCache, TaylorSeer, FEB-Cache) and two for the worse, and
-channels by -7.4 to +0.1 dB, five for the worse: leave channels off.
+seven methods by -0.6 to -0.1 dB, none for the better and five for the worse, and channels by -5.1 to -1.4 dB, six for
+the worse: leave both off unless your own comparison says otherwise.
 
 ## Methods
 """

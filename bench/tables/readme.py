@@ -60,8 +60,8 @@ def section(csv: Path) -> str:
 
 
 def margins(rows: Sequence[Row]) -> str:
-    """The first of Auto's set-ups against the best of each column."""
-    name = next((row["name"] for row in rows if row["kind"] == AUTO), "")
+    """The last of Auto's set-ups, which is the recommended one, against the best of each column."""
+    name = next((row["name"] for row in reversed(rows) if row["kind"] == AUTO), "")
     parts = []
     for cfg in dict.fromkeys(row["cfg"] for row in rows):
         own = [number(row["margin"]) for row in rows if (row["name"], row["cfg"]) == (name, cfg)]

@@ -20,6 +20,7 @@ import torch
 from bench.lab import Pair, Studio, fill
 from bench.lab.arms import method_version
 from bench.lab.easel import CONVERGED, Easel, Seen
+from bench.lab.pairs import cases
 from bench.lab.presets import auto
 from bench.lab.table import document, fixed, gained, markdown, number
 
@@ -112,7 +113,7 @@ def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, objec
     found = curves(studio)
     easels = [Curve(studio, name, *found[name]) for name in (list(found)[:1] if quick else found)]
     guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
-    for guided in zip(*(studio.cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
+    for guided in zip(*(cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
         for easel in easels:
             for sampler in SAMPLERS[:2] if quick else SAMPLERS:
                 for pair in guided:

@@ -23,6 +23,7 @@ import torch
 from bench.lab import Pair, Studio, fill, noise
 from bench.lab.arms import method_version
 from bench.lab.easel import STOOD_DOWN, Easel, Seen
+from bench.lab.pairs import cases
 from bench.lab.presets import auto
 from bench.lab.table import document, fixed, gained, markdown, number
 from cache_core.types import Method
@@ -103,7 +104,7 @@ def measure(studio: Studio, pairs: int, quick: bool, minutes: float) -> Iterator
     end, easel = time.monotonic() + 60 * minutes, OnePath(studio)
     names = [name for name in stochastic(studio.lab.comfy) if name in QUICK or not quick]
     guidance = GUIDANCE[:1] if quick else studio.guided(GUIDANCE)
-    for guided in zip(*(studio.cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
+    for guided in zip(*(cases(pairs, cfg) for cfg in guidance), strict=True):  # a pair at every guidance
         for sampler in names:
             for pair in guided:
                 if time.monotonic() > end:

@@ -12,12 +12,12 @@ from functools import partial
 
 from bench.lab import fill
 from bench.lab.arms import Arm, Cached
-from bench.lab.grid import Group, group
+from bench.lab.grid import Group
 from bench.lab.intervals import at
 from bench.lab.presets import AUTO, DEEPCACHE, fewer
 from bench.lab.reading import Row, controls, curve_of, families, matched, over, title
 from bench.lab.table import document, fixed, markdown, number
-from bench.lab.unet import BATCH, ROUNDS, UNetPainter
+from bench.lab.unet import BATCH, ROUNDS, UNetPainter, cases
 from bench.lab.verdict import standing
 
 STEPS, CFG, PAIRS = 50, 3.0, 6
@@ -34,9 +34,13 @@ def auto(count: int) -> Cached:
 def grid(pairs: int | None, quick: bool = False) -> list[Group]:
     """`quick`: one pair, twelve steps, one setting of each, on a U-Net that is hardly trained."""
     if quick:
-        return [group(12, CFG, pairs or 1, [fewer(5), *DEEPCACHE[1::6], auto(5)])]
+        return [_group(12, pairs or 1, [fewer(5), *DEEPCACHE[1::6], auto(5)])]
     arms: list[Arm] = [*(fewer(n) for n in COUNTS), *DEEPCACHE, *(auto(n) for n in COUNTS)]
-    return [group(STEPS, CFG, pairs or PAIRS, arms)]
+    return [_group(STEPS, pairs or PAIRS, arms)]
+
+
+def _group(steps: int, pairs: int, arms: Sequence[Arm]) -> Group:
+    return Group(steps, CFG, tuple(cases(pairs, CFG)), tuple(arms))
 
 
 def verdict(rows: Sequence[Row]) -> str:

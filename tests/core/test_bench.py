@@ -25,10 +25,11 @@ from bench.lab import unet as unet_model
 from bench.lab.arms import Arm, Cached
 from bench.lab.intervals import at, bootstrap, disturbed, finite_mean, paired
 from bench.lab.lab import Ticker
-from bench.lab.models import BEFORE, COLUMN, MODELS, cases, introduction, of, others
-from bench.lab.pairs import COUNT, emoji, prompts
+from bench.lab.models import COLUMN, FIRST, introduction, of
+from bench.lab.pairs import COUNT, cases, others
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
+from bench.lab.studio import WORDS
 from bench.tables import ablation, auto, guidance, schedules, stochastic, unet
 from bench.tables import published as published_tables
 from bench.tables import speed as speed_command
@@ -382,32 +383,27 @@ def test_the_default_grid_is_the_one_in_the_documents() -> None:
 
 
 def test_pairs_are_different_pictures() -> None:
-    assert len({text for text, _ in prompts()}) > COUNT * 0.9
-    assert len({seed for _, seed in prompts()}) == COUNT
-    assert len(set(emoji())) == COUNT == len({text for text, _ in emoji()}) and emoji(3) == emoji()[:3]
-    assert all(len(text.split()) <= MODELS["flux"].words for text, _ in emoji())
+    shown, learned = cases(COUNT, 3.0), others(9000, 3.0)
+    assert len({pair.prompt for pair in shown}) == len({pair.seed for pair in shown}) == COUNT
+    assert learned and not set(learned) & set(shown) and cases(3, 3.0) == shown[:3]
+    assert all(len(pair.prompt.split()) <= WORDS for pair in [*shown, *learned])
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_each_model_has_pairs_of_its_own(model: str) -> None:
-    known = MODELS[model]
-    shown, learned = cases(model, COUNT, 3.0), others(model, 9000, 3.0)
-    assert len(set(shown)) == COUNT and learned and not set(learned) & set(shown)
-    assert all(len(pair.prompt.split()) <= known.words for pair in [*shown, *learned])
-
-
-def test_a_grid_is_walked_on_the_models_own_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_is_walked_where_its_guidance_means_something() -> None:
     groups = [lab_grid.group(8, cfg, 3, [presets.fewer(4)]) for cfg in (1.0, 3.0)]
-    found = lab_grid.of_model(groups, BEFORE)
-    assert [g.pairs for g in found] == [tuple(cases(BEFORE, 3, cfg)) for cfg in (1.0, 3.0)]
-    assert found[0].pairs != groups[0].pairs == tuple(cases("flux", 3, 1.0)) and found[0].arms == groups[0].arms
-    distilled = dataclasses.replace(MODELS[BEFORE], guidance=(1.0,))
-    monkeypatch.setattr("bench.lab.models.MODELS", {**MODELS, BEFORE: distilled})
-    assert [g.cfg for g in lab_grid.of_model(groups, BEFORE)] == [1.0]
+    assert groups[0].pairs == tuple(cases(3, 1.0))
+    assert lab_grid.of_model(groups, "flux") == groups and lab_grid.of_model(groups, "flux-guided") == groups[:1]
+
+
+def test_a_model_without_any_guidance_of_a_table_is_told_so() -> None:
+    groups = [lab_grid.group(8, 3.0, 1, [presets.fewer(4)])]
+    options = argparse.Namespace(model="flux-guided", report=False)
+    with pytest.raises(SystemExit, match=r"flux-guided takes no guidance of this table \(CFG 3\)"):
+        fill.carry_out(options, "new", groups, "{0}{1}".format)
 
 
 def test_a_table_says_whose_it_is() -> None:
-    assert of([{COLUMN: "flux"}]) == "flux" and of([{"psnr": "1"}]) == of([]) == BEFORE
+    assert of([{COLUMN: "flux-guided"}]) == "flux-guided" and of([]) == FIRST
 
 
 @pytest.mark.parametrize("total", [8, 20, 28, 50])
@@ -648,7 +644,8 @@ def csv(tmp_path: Path) -> Path:
     arms = [presets.fewer(n) for n in (6, 10, 14, 20)]
     arms += [Cached(f, f"{f} {n}", params={"count": n}) for f in ("good", "bad") for n in (7, 14, 19)]
     groups = [lab_grid.group(28, 3.0, 5, [*arms, Cached("idle", "idle")])]
-    tables.write_csv(tmp_path / "quality.csv", lab_grid.rows(groups, made_up))
+    rows = [{COLUMN: FIRST, **row} for row in lab_grid.rows(groups, made_up)]
+    tables.write_csv(tmp_path / "quality.csv", rows)
     return tmp_path / "quality.csv"
 
 
@@ -813,7 +810,8 @@ def test_the_unets_pictures_are_painted_from_their_captions() -> None:
     def paint(caption: str, seed: int) -> torch.Tensor:
         return unet_model.paint(caption, torch.Generator().manual_seed(seed))
 
-    painted = torch.stack([paint(caption, i) for i, (caption, _) in enumerate(prompts(COUNT))])
+    known = [pair.prompt for pair in unet_model.cases(COUNT, 3.0)]
+    painted = torch.stack([paint(caption, i) for i, caption in enumerate(known)])
     assert painted.shape[1:] == (4, unet_model.SIDE, unet_model.SIDE) and 0.5 < float(painted.std()) < 1.5
     red, blue = (paint(f"a large {colour} square on grass", 1) for colour in ("red", "blue"))
     assert torch.equal(paint("a large red square on grass", 1), red)
@@ -846,7 +844,7 @@ def test_a_command_makes_page_and_extras_from_the_csv_alone(csv: Path, capsys: p
 
     assert fill.carry_out(options, "quality", [], report, also=lambda rows, out: seen.append(len(rows))) == 0
     page = (csv.parent / "quality.md").read_text("utf-8")
-    assert page == f"# 11 rows\n\n{introduction(BEFORE)}\n\nmeasured somewhere\n"
+    assert page == f"# 11 rows\n\n{introduction(FIRST)}\n\nmeasured somewhere\n"
     assert seen == [11] and page in capsys.readouterr().out
 
 
@@ -854,19 +852,20 @@ def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pyte
     lab = SimpleNamespace(about=lambda: {"machine": "here", "versions": "these"})
     monkeypatch.setattr("bench.lab.Lab", lambda: lab)
     monkeypatch.setattr("bench.lab.Studio", lambda lab, side, name: SimpleNamespace(lab=lab, side=side, name=name))
-    options = argparse.Namespace(out=None, report=False, side=12, model="shapes")
+    options = argparse.Namespace(out=None, report=False, side=12, model="flux-guided")
 
     def records(studio: Any) -> Iterator[dict[str, object]]:
         yield {"side": studio.side, "own": studio.name}
-        assert tables.read_csv(tmp_path / "new-shapes.csv") == [{COLUMN: "shapes", "side": "12", "own": "shapes"}]
+        (first,) = tables.read_csv(tmp_path / "new-flux-guided.csv")
+        assert first == {COLUMN: "flux-guided", "side": "12", "own": "flux-guided"}
         yield {"side": 13, "own": ""}
 
     report = "# {0}\n\n{1}".format
     assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
-    page = (tmp_path / "new-shapes.md").read_text("utf-8")
-    rows = tables.read_csv(tmp_path / "new-shapes.csv")
+    page = (tmp_path / "new-flux-guided.md").read_text("utf-8")
+    rows = tables.read_csv(tmp_path / "new-flux-guided.csv")
     assert len(rows) == 2
-    assert page.startswith(f"# {rows}\n\n{introduction('shapes')}\n\nhere; these; code ")
+    assert page.startswith(f"# {rows}\n\n{introduction('flux-guided')}\n\nhere; these; code ")
 
 
 def guessed(arm: Arm, pair: Pair, steps: int) -> Outcome:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.lab.models import COLUMN, FIRST
 from bench.lab.reading import Row
 from bench.lab.table import write_csv
 from bench.tables import readme
@@ -21,6 +22,7 @@ def row(name: str, budget: int, psnr: float, margin: float | None = None, **more
     kind = "Auto" if name.startswith("Auto") else "plain"
     told = "" if margin is None else str(margin)
     return {
+        COLUMN: FIRST,
         "stage": "main", "cfg": "1.0", "kind": kind, "family": name, "name": name, "budget": str(budget), "pairs": "8",
         "steps": "0", "computed": str(budget), "latent_psnr": str(psnr), "psnr": str(psnr), "feature": "",
         "psnr_worst_tenth": str(psnr - 3), "own_psnr": "", "rival": "ipndm + beta", "margin": told, "margin_low": told,

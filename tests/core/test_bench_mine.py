@@ -23,7 +23,7 @@ from bench.lab.store import Outcome
 from bench.lab.table import read_csv, write_csv
 from bench.tables import mine
 from bench.tables.mine import grid, making
-from bench.tables.mine.families import FAMILIES, SMALL, family_of
+from bench.tables.mine.families import FAMILIES, SMALL, SMALL_GUIDED, family_of
 from bench.tables.mine.loading import Unusable
 from bench.tables.mine.making import Made, Progress, duration, make, records
 from bench.tables.mine.report import report
@@ -32,13 +32,14 @@ from bench.tables.mine.sheet import CELL, CLOSEST, Column, sheet
 # what is measured -----------------------------------------------------------------------------------------------------
 
 
-def model_of(*names: str, width: int = 4096) -> Any:
+def model_of(*names: str, width: int = 4096, guided: bool = False) -> Any:
     """A ModelPatcher's shape: the class of its model_config, named from the most to the least derived."""
     cls: type = object
     for name in reversed(names):
         cls = type(name, (cls,), {})
     text = SimpleNamespace(weight=torch.zeros(1, width))
-    return SimpleNamespace(model=SimpleNamespace(model_config=cls(), diffusion_model=SimpleNamespace(txt_in=text)))
+    inner = SimpleNamespace(txt_in=text, params=SimpleNamespace(guidance_embed=guided))
+    return SimpleNamespace(model=SimpleNamespace(model_config=cls(), diffusion_model=inner))
 
 
 def test_a_family_is_the_hosts_class_or_the_nearest_above_it() -> None:
@@ -48,6 +49,8 @@ def test_a_family_is_the_hosts_class_or_the_nearest_above_it() -> None:
     assert family_of(model_of("ZImage", "Lumina2")).name == "Z-Image"
     assert family_of(model_of("WAN22_T2V", "WAN21_T2V")).clip == "wan"
     assert family_of(model_of("FluxSchnell", "Flux", width=64)) is SMALL
+    student = family_of(model_of("Flux", width=64, guided=True))
+    assert (student.cfg, student.guidance, student.shift) == (1.0, 3.0, SMALL.shift)
     unknown = family_of(model_of("Tomorrow"))
     assert unknown.name.startswith("Tomorrow") and "guessed" in unknown.name and not unknown.clip
     assert len({family.host for family in FAMILIES}) == len(FAMILIES)
@@ -80,6 +83,7 @@ def test_prompts_are_the_users_or_ours_each_with_a_seed(tmp_path: Path) -> None:
     assert [p.prompt for p in more] == ["one", "two", "one"] and len({p.seed for p in more}) == 3
     assert len(mine.pairs_of(options(), flux)) == 4 and len(mine.pairs_of(options("--quick"), flux)) == 1
     assert "on" in mine.pairs_of(options(), SMALL)[0].prompt  # a caption that it knows
+    assert mine.pairs_of(options(), SMALL_GUIDED)[0].prompt == mine.pairs_of(options(), SMALL)[0].prompt
     with pytest.raises(Unusable, match="--prompts"):
         mine.pairs_of(options("--prompts", str(tmp_path / "absent")), flux)
 

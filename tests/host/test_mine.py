@@ -211,6 +211,6 @@ def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(bench: Benc
     assert all(float(row["value"]) > 0 for row in found if row["part"] in ("sensitivity", "depth", "bands"))
     assert all(-1.001 <= float(row["value"]) <= 1.001 for row in found if row["part"] in ("similarity", "continuity"))
     start = {int(row["x"]): float(row["value"]) for row in found if row["series"] == "from the start"}
-    assert len(set(start.values())) == len(start) > 2  # each choice of blocks is another run
+    assert len(set(start.values())) == len(start) > 1  # each choice of blocks is another run
     page = (tmp_path / "out" / "dynamics-flux-guided.md").read_text("utf-8")
     assert "published" in page and "§3.3" in page

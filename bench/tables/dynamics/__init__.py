@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.host.provision import cache_folder, say
 from bench.lab import fill
+from bench.lab.pairs import cases
 from bench.lab.table import Record, read_csv, write_csv
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def measured(studio: Studio, pairs: int, quick: bool) -> Iterator[Record]:
 
     code = Path(__file__).with_name("measure.py").read_text("utf-8")
     ground = [code, studio.identity, studio.lab.about()["versions"], str(studio.shape), str(quick)]
-    for pair in studio.cases(pairs, 1.0):
+    for pair in cases(pairs, 1.0):
         text, seed = pair.prompt, pair.seed
         file = cache_folder() / "bench" / f"dynamics-{digest([*ground, text, str(seed)])}.csv"
         if not file.exists():

@@ -43,7 +43,7 @@ def _depth(axis: Any, rows: Sequence[Row]) -> None:
     for series in ("from the start", "neighbours", "spread"):
         found = curve(rows, "depth", series)
         axis.plot(list(found), list(found.values()), label=series, color=COLOURS[series], marker=".")
-    axis.set(title="Stale blocks", xlabel="blocks of 9", ylabel="error of the latent, L2")
+    axis.set(title="Stale blocks", xlabel="blocks", ylabel="error of the latent, L2")
 
 
 def _bands(axis: Any, rows: Sequence[Row]) -> None:

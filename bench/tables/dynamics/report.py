@@ -181,7 +181,8 @@ def relation(rows: Sequence[Row]) -> Part:
 PARTS = (
     ("Reuse at one step (SpectralCache §3.1)", sensitivity, "‖x₀ cached − x₀ full‖₂ of the latent."),
     ("Neighbouring blocks (§3.2)", depth,
-     "Chosen blocks add at every step what they added at the first; the same norm. Nine blocks here, 19 in the paper."),
+     "Chosen blocks add at every step what they added at the first; the same norm. At most all blocks but one here; "
+     "the paper has 19 blocks."),
     ("Change by frequency (§3.3)", bands,
      "Mean relative L2 change from step to step in eight radial DCT bands of the image tokens."),
     ("Alike and steady (FreqCa)", frequencies,

@@ -21,6 +21,7 @@ from bench.lab.easel import CONVERGED, Easel
 from bench.lab.intervals import paired
 from bench.lab.looks import Eye
 from bench.lab.models import COLUMN
+from bench.lab.pairs import cases
 from bench.lab.studio import SIDE
 from bench.lab.table import write_csv
 from bench.tables.exact.grid import GUIDANCE, PLACES, Auto, Plain, Size, Way, others
@@ -148,7 +149,7 @@ def finalists(easel: Canvas, size: Size, records: list[Record]) -> dict[float, l
     chosen: dict[float, list[Plain]] = {}
     waiting = size.combinations()
     for cfg in easel.guidance:
-        pairs = easel.studio.cases(size.screened, cfg)
+        pairs = cases(size.screened, cfg)
         easel.prepare(pairs)
         told = {}
         for way in waiting:
@@ -196,7 +197,7 @@ def _records(easel: Canvas, size: Size, own: slice) -> list[Record]:
             both: tuple[Mapping[float, Sequence[Way]], ...] = (plain, dict.fromkeys(easel.guidance, auto))
             for ways in both:
                 for cfg in easel.guidance:
-                    _walk(easel, ways[cfg], size.budgets, easel.studio.cases(count, cfg)[own])
+                    _walk(easel, ways[cfg], size.budgets, cases(count, cfg)[own])
                     say(f"CFG {cfg:g}: {count} of {size.pairs} pairs, {easel.made} runs made")
             done = dict.fromkeys(easel.guidance, count)
         if own.step > 1:
@@ -209,18 +210,18 @@ def _records(easel: Canvas, size: Size, own: slice) -> list[Record]:
     easel.until = None  # what follows is in the store
     for cfg in easel.guidance:
         if done[cfg]:
-            records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, easel.studio.cases(done[cfg], cfg))
+            records += summary(easel, cfg, [*plain[cfg], *auto], size.budgets, cases(done[cfg], cfg))
     return records
 
 
 def _beside(easel: Canvas, size: Size, cfg: float) -> Iterator[Record]:
     """On fewer pairs: whether the reference is converged, Auto on other samplers and steps, the other caches."""
-    pairs = easel.studio.cases(size.screened, cfg)
+    pairs = cases(size.screened, cfg)
     yield _reference(easel, cfg, pairs)
     for way in (Auto(*each) for each in size.auto_screened):
         yield from (record("screened", cfg, way, n, easel.score(way, n, pairs, look=False)) for n in size.screen_auto)
     if size.cached:
-        pairs = easel.studio.cases(size.cached, cfg)
+        pairs = cases(size.cached, cfg)
         yield from (record("cache", cfg, way, 0, easel.score(way, 0, pairs)) for way in others())
 
 

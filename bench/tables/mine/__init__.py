@@ -82,8 +82,7 @@ def settings(family: Family, options: argparse.Namespace) -> Family:
 
 def pairs_of(options: argparse.Namespace, family: Family) -> list[Pair]:
     """The prompts with their seeds. Raises `Unusable`."""
-    from bench.lab.models import FIRST, cases
-    from bench.lab.pairs import Pair
+    from bench.lab.pairs import Pair, cases
 
     if options.prompts:
         try:
@@ -91,8 +90,8 @@ def pairs_of(options: argparse.Namespace, family: Family) -> list[Pair]:
         except OSError as error:
             raise Unusable(f"--prompts: {error}") from error
         texts = [line.strip() for line in lines if line.strip()]
-    elif family.name == SMALL.name:
-        texts = [pair.prompt for pair in cases(FIRST, options.pairs or PAIRS, family.cfg)]
+    elif family.name.startswith(SMALL.name):
+        texts = [pair.prompt for pair in cases(options.pairs or PAIRS, family.cfg)]
     else:
         texts = list(PROMPTS)
     count = options.pairs or (1 if options.quick else len(texts))

@@ -7,10 +7,11 @@ that it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.host.graphs import TRAINED_SHIFT, TRAINED_SIZE
+from bench.lab.models import MODELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ FAMILIES = (
 SMALL = Family(
     "the small FLUX of this repository", "", "flux", 28, 3.0, None, TRAINED_SHIFT, (TRAINED_SIZE, TRAINED_SIZE)
 )
+SMALL_GUIDED = replace(
+    SMALL, name=f"{SMALL.name} that takes its guidance as a number", cfg=1.0, guidance=MODELS["flux-guided"].distilled
+)
 SMALL_WIDTH = 64
 """Of its text tokens; no published FLUX has so narrow ones."""
 
@@ -57,4 +61,6 @@ def family_of(model: Any) -> Family:
     if found is None:
         return Family(f"{names[0]} (not listed: settings guessed)", "", "", 28, 4.0, None, None, (1024, 1024))
     flux = "Flux" in names and model.model.diffusion_model
-    return SMALL if flux and flux.txt_in.weight.shape[1] == SMALL_WIDTH else found
+    if not flux or flux.txt_in.weight.shape[1] != SMALL_WIDTH:
+        return found
+    return SMALL_GUIDED if flux.params.guidance_embed else SMALL
