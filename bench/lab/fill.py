@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 EVERY = 20
 """Seconds between two lines of progress."""
+PICTURE = re.compile(r"!\[[^]]*\]\([^)]*\)\n\n")
+"""On a page."""
 MEASURED = "measured"
 """The column of a CSV whose rows were made at different times: where each is from."""
 
@@ -149,7 +152,8 @@ def written(
     model: str | None = None,
 ) -> int:
     """CSV, and from it alone the page. `make` writes the CSV that it is given and says where its figures are from, or
-    nothing if there is no page yet. model: the small one that it is about; None for another.
+    nothing if there is no page yet. model: the small one that it is about; None for another. Pictures, which `also`
+    makes, are the first model's alone.
     """
     out, name = options.out or folder or ROOT / "docs", named(name, model) if model else name
     table, page = out / f"{name}.csv", out / f"{name}.md"
@@ -157,8 +161,10 @@ def written(
     if about:
         found = read_csv(table)
         text = introduced(report(found, about), found) if model else report(found, about)
+        beside = model not in (None, FIRST)
+        text = PICTURE.sub("", text) if beside else text
         page.write_text(text, encoding="utf-8")
-        if also:
+        if also and not beside:
             also(found, out)
         print(text)
     return 0

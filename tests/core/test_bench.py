@@ -860,8 +860,11 @@ def test_records_are_written_down_as_they_come(tmp_path: Path, monkeypatch: pyte
         assert first == {COLUMN: "flux-guided", "side": "12", "own": "flux-guided"}
         yield {"side": 13, "own": ""}
 
-    report = "# {0}\n\n{1}".format
-    assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path) == 0
+    def never(*_: object) -> None:
+        raise AssertionError("a picture would replace the first model's")
+
+    report = "# {0}\n\n![A plot](new.png)\n\n{1}".format
+    assert fill.carry_out_records(options, "new", records, ["auto"], report, tmp_path, also=never) == 0
     page = (tmp_path / "new-flux-guided.md").read_text("utf-8")
     rows = tables.read_csv(tmp_path / "new-flux-guided.csv")
     assert len(rows) == 2
