@@ -53,7 +53,7 @@ class Session:
         self.keep, self.observe, self.has_float64 = keep, observe, has_float64
         self.active = not method.never
         self.motion = Motion(keep, measures) if self.active else None
-        self.drawn = Drawn(keep) if any(rule.drawn for rule in method.rules) else None
+        self.drawn, self._draws = Drawn(keep), any(rule.drawn for rule in method.rules)
         self.parts: Motion | None = None
         self.tracks = tuple(Track(self, rule) for rule in method.rules)
         self.evaluation: Evaluation | None = None
@@ -80,7 +80,7 @@ class Session:
             evaluation.apart = OTHER_SIZE
         elif self.motion is not None:
             self.motion.arrive(x, evaluation.sigma)
-            if self.drawn is not None and self.motion.stochastic:
+            if self._draws and self.motion.stochastic:
                 self.drawn.arrive(x, evaluation.sigma)
 
     def answer(self, x: Tensor, denoised: Tensor) -> None:
@@ -92,7 +92,7 @@ class Session:
         if computed and not evaluation.apart:
             self.motion.computed(x, denoised, evaluation.sigma)
         self.motion.leave(denoised, computed)
-        if self.drawn is not None and self.motion.stochastic:
+        if self._draws and self.motion.stochastic:
             self.drawn.leave(x, denoised, evaluation.sigma)
 
     @property
@@ -196,8 +196,7 @@ class Session:
             evaluation.step, evaluation.apart, evaluation.shown = stand.step, stand.apart, sigma
             if stand.again:
                 evaluation.again = True
-                if self.drawn is not None:
-                    self.drawn.clear()
+                self.drawn.clear()
                 for track in self.tracks:
                     track.begin_again()
         return evaluation.step
@@ -282,13 +281,12 @@ class Session:
             track.clear()
         for motion in self._motions():
             motion.clear()
-        if self.drawn is not None:
-            self.drawn.clear()
+        self.drawn.clear()
 
     def bytes(self) -> int:
         """Memory that the rules hold now, in bytes."""
-        drawn = self.drawn.tensors() if self.drawn is not None else ()
-        return _size(tensor for held in (*(track.tensors() for track in self.tracks), drawn) for tensor in held)
+        holders: tuple[Track | Drawn, ...] = (*self.tracks, self.drawn)
+        return _size(tensor for holder in holders for tensor in holder.tensors())
 
     def _deciding(self) -> list[Track]:
         """Every track and its parts, in the order in which they decide."""

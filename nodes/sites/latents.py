@@ -58,9 +58,9 @@ class Latents:
 
     def _drawn(self) -> torch.Tensor | None:
         """What of the derivative is noise that the sampler drew, b c ..., as far as the rule keeps it apart."""
-        drawn, rule = self.track.session.drawn, self.track.rule
-        noise = drawn.within(self.x) if drawn is not None and rule.drawn else None
-        return None if noise is None else rule.drawn * noise
+        share = self.track.rule.drawn
+        noise = self.track.session.drawn.within(self.x) if share else None
+        return None if noise is None else share * noise
 
     @property
     def _packed(self) -> bool:

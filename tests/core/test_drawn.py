@@ -59,6 +59,8 @@ def test_another_size_leaves_what_is_known_as_it_is() -> None:
     drawn.leave(normal(5, 2, 4, 3, 3), normal(6, 2, 4, 3, 3), LEVELS[1])
     assert drawn.total is before
     assert len(list(drawn.tensors())) == 4
+    drawn.arrive(normal(7), LEVELS[3])  # and the next latent is compared with the last one of its own size
+    assert drawn.total is not before
     drawn.clear()
     assert not list(drawn.tensors()) and drawn.within(normal(0)) is None
 
