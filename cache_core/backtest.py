@@ -12,7 +12,8 @@ and until the next one    F^ = F_k + (lambda - lambda_k) / (lambda_k - lambda_(k
 
 FreqCa (arXiv 2510.08669) extrapolates one band and holds the other by decree; here the run decides, for each lane. The
 gains are folded into one stored tensor, so that a skip is a single multiply-add. What the gains leave unexplained,
-||Y - sum g P|| / ||F_k||, is the estimate of the error one gap ahead.
+||Y - sum g P|| / ||F_k||, is the estimate of the error one gap ahead. Of the first two computed evaluations there is
+only by how much they differ, ||Y|| / ||F_1||, which tells how much more than later the run bends at its start.
 
 HiCache++ tests itself on a held-out feature too, to choose between bases, and reports that such a test does not tell
 which basis is better; here it only damps within one.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .spectrum import Rings
-from .types import MISFIT, Feature, Figures, Grid, Past, Predictor, Step
+from .types import CHANGE, MISFIT, Feature, Figures, Grid, Past, Predictor, Step
 
 EDGES: dict[int, tuple[float, ...]] = {1: (), 2: (0.25,), 3: (0.15, 0.4), 4: (0.1, 0.25, 0.5)}
 """Upper edges of all bands but the last, of the largest radius, by number of bands."""
@@ -69,15 +70,16 @@ class BackTested(Predictor):
         rings = Rings(grid, EDGES[self.bands], new.value.device)
         came = rings.forward(new.value.float() - before.value.float())
         figures: Figures = {}
+        whole = new.value.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
         if len(history) > 1:
             said = rings.forward(_said(history, new))
             gains, missed = _test(rings, came, said)
-            whole = new.value.float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
             figures = {MISFIT: (missed / whole).sqrt()}
         elif GAINS in new.learned:  # a second evaluation of the same step: the older feature has gone already
             gains = new.learned[GAINS]
         else:
             gains = came.new_full((came.shape[0], rings.bands), FIRST_GAIN)
+            figures = {CHANGE: (came.square().sum() / whole).sqrt()}
         slope = rings.inverse(rings.scaled(came, gains)).to(new.value.dtype)
         return {SLOPE: slope, GAINS: gains}, figures
 

@@ -148,11 +148,11 @@ def forecast(bands: int, profile: Profile | None, count: Count, apart: bool = Fa
     return Calibrated(bands, apart=apart, course=course_of(profile), counts=partial(_dense, profile, count))
 
 
-def repayment(profile: Profile | None, count: Count) -> Repay:
-    """What pays back, by a profile where there is one."""
+def repayment(profile: Profile | None, count: Count, checked: bool = False) -> Repay:
+    """What pays back, by a profile where there is one. checked: whether every forecast passes a test."""
     if profile is None:
-        return Repay()
-    return CalibratedRepay(course=course_of(profile), counts=partial(_dense, profile, count))
+        return Repay(checked=checked)
+    return CalibratedRepay(checked=checked, course=course_of(profile), counts=partial(_dense, profile, count))
 
 
 def _dense(profile: Profile, count: Count, total: int) -> bool:

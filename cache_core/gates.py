@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from .coefficients import Calibration, rescaled
-from .placement import following
+from .placement import following, opening
 from .tables import State, single
-from .types import BUDGET, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
+from .types import BUDGET, CHANGE, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
 
 NEGATIVE_NOTE = "the fitted polynomial was negative for some changes; these counted as 0"
 
@@ -220,10 +221,14 @@ class Budget(Gate):
     keep_last: int = 1
 
     def start(self) -> dict[str, float]:
-        return {"spent": 0.0, "anchor": -1.0, "time_1": 0.0, "time_2": 0.0, "tests": 0.0, "usual": 0.0}
+        ledger = {"spent": 0.0, "anchor": -1.0, "time_1": 0.0, "time_2": 0.0, "tests": 0.0, "usual": 0.0}
+        return {**ledger, CHANGE: 0.0}
 
     def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
-        return {**ledger, MISFIT: figures[MISFIT].to(ledger["usual"])} if MISFIT in figures else dict(ledger)
+        told = {name: figures[name].to(ledger["usual"]) for name in (MISFIT, CHANGE) if name in figures}
+        if CHANGE in told:  # the run's first one
+            told[CHANGE] = torch.where(ledger[CHANGE] > 0, ledger[CHANGE], told[CHANGE])
+        return {**ledger, **told}
 
     def decide(self, reading: Mapping[str, float], step: Step, calibration: Calibration) -> Verdict:
         anchor = int(reading["anchor"])
@@ -231,18 +236,23 @@ class Budget(Gate):
         estimate = _careful(reading, step) if self.tolerance else _estimate(reading, step)
         scores = {} if estimate is None else {ESTIMATE: estimate}
         limits = {BUDGET: float(self.steps(step.expected)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
-        reason = self._reason(anchor, spent, step, estimate, _stride(reading))
+        placed = partial(following, stride=_stride(reading), stands=step.stands, early=opening(reading[CHANGE]))
+        reason = self._reason(anchor, spent, step, estimate, placed)
         return Verdict(not reason, reason or "within the budget", limits, scores=scores)
 
-    def _reason(self, anchor: int, spent: int, step: Step, estimate: float | None, stride: float) -> str:
-        """Why this evaluation is computed, or an empty string."""
+    def _reason(
+        self, anchor: int, spent: int, step: Step, estimate: float | None, placed: Callable[[int, int, int], int]
+    ) -> str:
+        """Why this evaluation is computed, or an empty string. placed: the next step behind one, with so many left, up
+        to an end.
+        """
         total = self.steps(step.expected)
         kept = max(self.keep_last, step.ending(total - self.keep_first))
         end = step.expected - kept
         if step.index < self.keep_first or step.index >= end:
             return "kept"
         left = total - spent - (kept - 1)
-        if step.index <= anchor or step.index >= following(anchor, left, end, stride, step.stands):
+        if step.index <= anchor or step.index >= placed(anchor, left, end):
             return "placed"
         return self._doubt(estimate)
 

@@ -16,7 +16,7 @@ from .course import SIGMA_ROSE
 from .history import History
 from .storage import packed, unpacked
 from .trace import Stopwatch
-from .types import WHOLE, Feature, Figures, Grid, Past, Probe, Rule, Step, Unit, Verdict
+from .types import WHOLE, Correction, Feature, Figures, Grid, Past, Probe, Rule, Step, Unit, Verdict
 
 if TYPE_CHECKING:
     from .session import Session
@@ -164,6 +164,7 @@ class Track:
         self.scores: dict[str, float] = {}
         self.consecutive = 0
         self._figures: Figures = {}
+        self._trust: dict[Unit, Tensor | None] = {}
         self._entered: list[Call] = []
         self._lanes: dict[LaneKey, Lane] = {}
         self._leader: LaneKey | None = None
@@ -302,7 +303,7 @@ class Track:
                 lane.rests += 1  # 0 while it is entered
                 if lane.rests > REST + 1:
                     del self._lanes[key]
-        self.verdict, self.scores, self._figures = None, {}, {}
+        self.verdict, self.scores, self._figures, self._trust = None, {}, {}, {}
         self._entered.clear()
         for part in self.parts.values():
             part.end()
@@ -318,7 +319,7 @@ class Track:
     def clear(self) -> None:
         """Free everything."""
         self._lanes.clear()
-        self._ledger, self._evidence, self._figures = {}, {}, {}
+        self._ledger, self._evidence, self._figures, self._trust = {}, {}, {}, {}
         for part in self.parts.values():
             part.clear()
 
@@ -344,6 +345,8 @@ class Track:
         correction = self.rule.correction
         if correction is not None and lane.gap and history:
             repair = correction.repair(history, new, lane.gap, lambda at: predictor.predict(history, at, grid), step)
+            trust = self._trusted(correction, unit, history, new)
+            repair = repair if trust is None else repair * trust
         if correction is not None and (repair is not None or trail.debt) and trail.repair is None:
             repair, debt = correction.bounded(repair, trail.debt, new, lane.gap, step)
             trail.debt = debt and replace(debt, amount=keep(debt.amount))
@@ -362,6 +365,20 @@ class Track:
         lane.stored = True
         self._tell(key, unit, new, figures, skipped=False)
         return repair
+
+    def _trusted(
+        self, correction: Correction, unit: Unit, history: tuple[Feature, ...], new: Feature
+    ) -> Tensor | None:
+        """The share of a repair that is paid: in one evaluation the first lane's, where rows are as many. (Guidance
+        takes the difference of lanes, and a repair of one of them alone would be multiplied.)
+        """
+        if unit not in self._trust:
+            trust = correction.trusted(history, new)
+            self._trust[unit] = None if trust is None else self.session.keep(trust)
+        known = self._trust[unit]
+        if known is None or known.shape[0] == new.value.shape[0]:
+            return known
+        return correction.trusted(history, new)
 
     def _held(self, feature: Feature) -> Feature:
         """The feature as it is kept for later evaluations."""

@@ -29,7 +29,7 @@ Past = dict[str, Tensor]
 """What a signal keeps of an evaluation to compare the next one with."""
 
 
-MISFIT, ESTIMATE, BUDGET = "misfit", "estimate", "budget"
+MISFIT, CHANGE, ESTIMATE, BUDGET = "misfit", "change", "estimate", "budget"
 """Names that parts and reports share. Figure: the part of the newest change that a back-test could not explain, against
 the feature. Score of a skipped evaluation: the method's own estimate of the relative error of what stood in. Limit
 of every evaluation where a method has one: the steps of the run that it means to compute.
@@ -346,6 +346,12 @@ class Correction:
         the steps skipped since (at least one), `forecast` gives what stood in for one of them.
         """
         raise NotImplementedError
+
+    def trusted(self, history: tuple[Feature, ...], new: Feature) -> Tensor | None:
+        """The share of a repair that what was computed supports: b 1 1 in 0 .. 1, None for all of it. The leading
+        lane's counts for all.
+        """
+        return None
 
     def bounded(
         self, repair: Tensor | None, debt: Any, new: Feature, gap: tuple[Step, ...], now: Step

@@ -1,7 +1,7 @@
 """SpectralCache Auto: a budget that is kept, a forecast that tests itself, a corrector that pays back what it missed.
 
-Of T steps exactly round(T / speedup) are computed (`gates.Budget`), placed early-dense with a shorter last gap
-(`placement`). Between them each band of the feature follows its last slope as far as the run's own back-test supports
+Of T steps exactly round(T / speedup) are computed (`gates.Budget`), placed early-dense, the less so the less changes
+between the first two, with a shorter last gap (`placement`). Between them each band of the feature follows its last slope as far as the run's own back-test supports
 it (`backtest`); when the next step has been computed, the skipped ones before it are interpolated, and that step pays
 back what the sampler has drifted by (`corrections.Repay`). The back-test is also the estimate of the error.
 
@@ -135,7 +135,7 @@ def auto(
     if profile is not None and site == "trunk":
         raise CacheError("it holds how the ODE derivative moves, which site trunk does not store; choose another site")
     # an estimate that is relied on is that of the worst part
-    stands_in, repaid = forecast(bands, profile, count, apart=tolerance > 0), repayment(profile, count)
+    stands_in, repaid = forecast(bands, profile, count, apart=tolerance > 0), repayment(profile, count, tolerance > 0)
     rule = Rule(where, Signal(), gate, stands_in, correction=repaid, around=around, drawn=DRAWN)
     method = Method("SpectralCache Auto", (rule,))
     if profile is not None:
