@@ -19,7 +19,7 @@ from cache_core.coefficients import IDENTITY
 from cache_core.corrections import Repay, amplification
 from cache_core.methods.auto import CUSTOM, _count
 from cache_core.methods.auto import auto as published
-from cache_core.placement import USUAL, even, following, places
+from cache_core.placement import CALM, EARLY, FLAT, LIVELY, USUAL, even, following, opening, places
 from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
 from cache_core.trace import Recorder, report
@@ -211,6 +211,36 @@ def test_it_is_found_among_the_methods() -> None:
 # placement ------------------------------------------------------------------------------------------------------------
 
 
+@given(st.floats(0, 10), st.floats(0, 10))
+def test_the_less_changes_at_first_the_later_the_others_come(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert EARLY <= opening(high) <= (opening(low) if low else FLAT) <= FLAT
+    assert opening(0) == opening(LIVELY) == EARLY and opening(CALM) == FLAT  # 0: not known
+
+
+def moved(first: float) -> Features:
+    """What differs by so much of itself between the first two steps, and hardly behind them."""
+    return lambda step: noise(1) * (1 / (1 + first) if step.index else 1) * (1 - 0.01 * step.sigma)
+
+
+@pytest.mark.parametrize("count", [6, 10, 14])
+def test_a_run_is_placed_by_its_own_first_change(count: int) -> None:
+    """As many are computed either way, the first and the last among them. (Back-tests move them a little more.)"""
+    calm, lively = (Run(28, moved(first), computed=count).computed for first in (0.0, 1.0))
+    assert len(calm) == len(lively) == count and calm[-1] == lively[-1] == 27
+    assert calm[:2] == lively[:2] == places(28, count)[:2] and sum(calm) > sum(lively)
+    assert lively[2] == following(lively[1], count - 2, 27) <= calm[2]
+    assert calm[2] == following(calm[1], count - 2, 27, early=FLAT)
+
+
+@given(st.data())
+def test_the_next_place_leaves_room_at_any_opening(data: Any) -> None:
+    total, early = data.draw(st.integers(4, 100)), data.draw(st.floats(EARLY, FLAT))
+    count = data.draw(st.integers(2, total))
+    found = places(total, count, early=early)
+    assert len(found) == len(set(found)) == count and found[0] == 0 and found[-1] == total - 1
+
+
 @given(st.data())
 def test_the_next_place_always_leaves_room_for_the_others(data: Any) -> None:
     end = data.draw(st.integers(1, 100))
@@ -320,6 +350,72 @@ def test_what_is_paid_back_is_the_drift_of_the_gap(levels: list[float], data: An
     owed = torch.stack([s.width * (truth(s) - forecasts[s.index]) for s in gap]).sum(0) / now.width
     scale = max(float(owed.abs().max()), 1.0)
     assert torch.allclose(paid, owed, atol=1e-3 * scale)
+
+
+def stiff(gap_times_stiffness: float, checked: bool = False, steps: int = 24) -> float:
+    """|x| at the end, from 1, of x' = -k x where every second step is skipped, held, and repaid: predictor and
+    corrector by hand.
+    """
+    width = 1 / steps
+    rate, x, owed = gap_times_stiffness / (2 * width), torch.ones(1, 1, 1), Repay(2, checked=checked)
+    history: tuple[Feature, ...] = ()
+    for i in range(0, steps, 2):
+        now, skipped = (Step(j, steps, 1 - j * width, width=width, log_noise=-float(j)) for j in (i, i + 1))
+        new, paid = Feature(now, rate * x), torch.zeros(1, 1, 1)
+        if history:
+            before = Step(i - 1, steps, 1 - (i - 1) * width, width=width, log_noise=-float(i - 1))
+            paid = owed.repair(history, new, (before,), lambda _: history[-1].value, now)  # noqa: B023
+            trust = owed.trusted(history, new)
+            paid = paid if trust is None else paid * trust
+        x = x - width * (new.value + paid) - skipped.width * new.value
+        history = (*history, new)[-2:]
+    return float(x.abs())
+
+
+def test_what_turns_back_and_forth_is_not_repaid() -> None:
+    """Beyond the stability of an Adams-Bashforth method of two steps each correction would be an overshoot; within it
+    the corrector is whole.
+    """
+    assert stiff(1.6) < 0.1 and stiff(1.6, checked=True) > 3
+    assert stiff(0.5) == stiff(0.5, checked=True)
+
+
+def test_the_cosine_of_the_last_two_changes_says_what_is_paid() -> None:
+    """Each row by itself."""
+    steps = [at_time(-float(i)) for i in range(3)]
+    first, turn = torch.tensor([1.0, 0.0]), [math.radians(angle) for angle in (0, 90, 126.87, 180)]
+    last = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in turn])
+    zero = torch.zeros(4, 1, 2)
+    features = [zero, zero + first, zero + first + 3 * last[:, None]]
+    history = tuple(Feature(at, value) for at, value in zip(steps, features, strict=True))
+    trust = Repay(turning=0.4, turned=0.8).trusted(history[:2], history[2])
+    assert trust is not None and trust.flatten().tolist() == pytest.approx([1.0, 1.0, 0.5, 0.0], abs=1e-3)
+    assert Repay().trusted(history[:1], history[2]) is None
+    still = Repay().trusted((history[0], history[0]), history[0])
+    assert still is not None and torch.equal(still, torch.ones(4, 1, 1))
+
+
+def test_one_lane_says_for_all_how_much_is_repaid() -> None:
+    """Guidance multiplies the difference of lanes: a repair of one of them alone would be a change of guidance."""
+    session = Session(auto(computed=4), Schedule(tuple(1 - i / 12 for i in range(13)), flow_noise),
+                      Recorder("toy", {}, "toy", "model", 12))  # fmt: skip
+    (track,), repaired = session.tracks, []
+    for i in range(12):
+        session.begin(torch.tensor([1 - i / 12]))
+        call = session.open([LaneKey("cond"), LaneKey("uncond")], [slice(0, 1), slice(1, 2)])
+        if not track.enter(call, Facts((1, 12, 5), torch.float32, CPU), lambda _: Probe(), IDENTITY):
+            turning = noise(1, (1, 12, 5)) * (-1.0) ** len(repaired)
+            steady = noise(2, (1, 12, 5)) * len(repaired)
+            repaired.append(track.store(call, torch.cat((turning, steady)), grid=GRID))
+        else:
+            track.predict(call, grid=GRID)
+            track.leave_out(call)
+        session.end()
+    session.close()
+    assert len(repaired) == 4
+    for lane in (0, 1):
+        assert repaired[1] is not None and float(repaired[1][lane].abs().max()) > 0.01  # nothing is known yet
+        assert repaired[2] is not None and float(repaired[2][lane].abs().max()) == 0
 
 
 def test_a_step_of_no_width_pays_nothing() -> None:

@@ -68,6 +68,15 @@ def test_a_rival_on_our_own_places_is_told_apart() -> None:
     assert "ComfyUI's own schedules" not in report.report(rows(2.5), "somewhere")
 
 
+def test_a_rival_with_one_evaluation_more_is_told_apart() -> None:
+    """What has as many as the column says, or fewer, is named beside it, from whatever column it is."""
+    told = rows(2.5)
+    heun = [row("heun + beta", 6, 33.0, computed="7"), row("heun + beta", 8, 33.5, computed="9")]
+    text = report.report([*({**each, "rival": "heun + beta"} for each in told), *heun], "somewhere")
+    assert "that has none more: 6: +2.5 dB (ipndm + beta, 6); 8: -0.5 dB (heun + beta, 7)." in text
+    assert "none more" not in report.report([*told, *heun], "somewhere")
+
+
 def test_other_caches_are_read_at_equal_work_only() -> None:
     cached = [row("FreqCa", n, psnr, stage="cache", steps="28") for n, psnr in ((7, 20.0), (9, 24.0))]
     text = report.report([*rows(1.0), *cached], "somewhere")

@@ -67,7 +67,11 @@ def reached(rows: Sequence[Row], cfg: float) -> str:
     if not own:
         return ""
     lost = f"It is behind the best plain combination at {', '.join(behind)}." if behind else "It is behind nowhere."
-    return f"{own[0]['name']}, over the best plain combination: {'; '.join(parts)}. {lost} {without_places(rows, own)}"
+    sentences = (
+        f"{own[0]['name']}, over the best plain combination: {'; '.join(parts)}.", lost, without_places(rows, own),
+        with_no_more(rows, own),
+    )  # fmt: skip
+    return " ".join(filter(None, sentences))
 
 
 def without_places(rows: Sequence[Row], own: Sequence[Row]) -> str:
@@ -81,6 +85,23 @@ def without_places(rows: Sequence[Row], own: Sequence[Row]) -> str:
     if len(gaps) < len(own) or all(row["schedule"] != PLACES for row in picked(rows, kind="plain")):
         return ""
     return f"Over the best of those on ComfyUI's own schedules: {'; '.join(gaps)}."
+
+
+def with_no_more(rows: Sequence[Row], own: Sequence[Row]) -> str:
+    """The same against what has no more evaluations than the column says, where the best has one more."""
+    plain, gaps = picked(rows, kind="plain"), []
+    for row in own:
+        budget = float(row["budget"])
+        rival = next((each for each in picked(plain, budget=row["budget"]) if each["name"] == row["rival"]), None)
+        within = [each for each in plain if number(each["computed"]) <= budget]
+        if rival is None or number(rival["computed"]) <= budget or not within:
+            continue
+        best = max(within, key=lambda each: number(each["psnr"]))
+        gain = number(row["psnr"]) - number(best["psnr"])
+        gaps.append(f"{row['budget']}: {gain:+.1f} dB ({best['name']}, {number(best['computed']):g})")
+    if not gaps:
+        return ""
+    return f"Where the best has one evaluation more, over the best that has none more: {'; '.join(gaps)}."
 
 
 def screened(rows: Sequence[Row]) -> list[str]:
