@@ -236,7 +236,8 @@ class Budget(Gate):
         estimate = _careful(reading, step) if self.tolerance else _estimate(reading, step)
         scores = {} if estimate is None else {ESTIMATE: estimate}
         limits = {BUDGET: float(self.steps(step.expected)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
-        placed = partial(following, stride=_stride(reading), stands=step.stands, early=opening(reading[CHANGE]))
+        early = opening(0.0 if step.ragged else reading[CHANGE])
+        placed = partial(following, stride=_stride(reading), stands=step.stands, early=early)
         reason = self._reason(anchor, spent, step, estimate, placed)
         return Verdict(not reason, reason or "within the budget", limits, scores=scores)
 

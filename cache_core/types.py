@@ -20,7 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .coefficients import Calibration
-from .placement import ending, even
+from .placement import ending, even, ragged
 
 Figures = dict[str, Tensor]
 """Named scalars, 0-dim, on the device: raw figures of a signal in float32, accumulators in float64."""
@@ -175,6 +175,11 @@ class Step:
         """Where each step of the run counts when steps are placed (`placement.even`); None: at its own number."""
         whole = self.schedule is not None and self.schedule.flow and not self.schedule.open
         return even(self.schedule.sigmas) if self.schedule is not None and whole else None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the run has wide steps between narrow ones (`placement.ragged`)."""
+        return self.schedule is not None and ragged(self.schedule.sigmas)
 
     def ending(self, left: int) -> int:
         """How many steps are the end of a run that computes `left` behind its first ones (`placement.ending`)."""

@@ -19,7 +19,7 @@ from cache_core.coefficients import IDENTITY
 from cache_core.corrections import Repay, amplification
 from cache_core.methods.auto import CUSTOM, _count
 from cache_core.methods.auto import auto as published
-from cache_core.placement import CALM, EARLY, FLAT, LIVELY, USUAL, even, following, opening, places
+from cache_core.placement import CALM, EARLY, FLAT, LIVELY, USUAL, even, following, opening, places, ragged
 from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
 from cache_core.trace import Recorder, report
@@ -231,6 +231,17 @@ def test_a_run_is_placed_by_its_own_first_change(count: int) -> None:
     assert calm[:2] == lively[:2] == places(28, count)[:2] and sum(calm) > sum(lively)
     assert lively[2] == following(lively[1], count - 2, 27) <= calm[2]
     assert calm[2] == following(calm[1], count - 2, 27, early=FLAT)
+
+
+def test_wide_steps_between_narrow_ones_are_placed_as_ever() -> None:
+    """Evenly placed steps might miss all the wide ones."""
+    widths = [(1.0, 2.5)[i % 2] for i in range(20)]
+    turns = [sum(widths[i:]) / sum(widths) for i in range(21)]
+    runs = [Run(20, moved(first), sigmas=turns, computed=8) for first in (0.0, 1.0)]
+    assert runs[0].computed[2] == runs[1].computed[2] == places(20, 8)[2]
+    assert ragged(turns) and not any(ragged(shifted(shift, 20)) for shift in (0.5, 1.0, 13.0))
+    assert not ragged([1.0, 0.7, 0.4, 0.3, 0.2, 0.1, 0.0])  # a change once, not a spike
+    assert ragged([1.0, 0.8, 0.2, 0.1, 0.05, 0.0])
 
 
 @given(st.data())
