@@ -235,10 +235,12 @@ def test_a_run_is_placed_by_its_own_first_change(count: int) -> None:
 
 def test_wide_steps_between_narrow_ones_are_placed_as_ever() -> None:
     """Evenly placed steps might miss all the wide ones."""
-    widths = [(1.0, 2.5)[i % 2] for i in range(20)]
-    turns = [sum(widths[i:]) / sum(widths) for i in range(21)]
-    runs = [Run(20, moved(first), sigmas=turns, computed=8) for first in (0.0, 1.0)]
-    assert runs[0].computed[2] == runs[1].computed[2] == places(20, 8)[2]
+    widths = [(1.0, 2.5)[i % 2] for i in range(60)]
+    turns = [sum(widths[i:]) / sum(widths) for i in range(61)]
+    run = Run(60, moved(0.0), sigmas=turns, computed=8)
+    second = places(60, 8)[1]
+    assert run.computed[:3] == [0, second, following(second, 6, 59)]
+    assert following(second, 6, 59) != following(second, 6, 59, early=FLAT)
     assert ragged(turns) and not any(ragged(shifted(shift, 20)) for shift in (0.5, 1.0, 13.0))
     assert not ragged([1.0, 0.7, 0.4, 0.3, 0.2, 0.1, 0.0])  # a change once, not a spike
     assert ragged([1.0, 0.8, 0.2, 0.1, 0.05, 0.0])
