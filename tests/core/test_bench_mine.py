@@ -83,6 +83,8 @@ def test_prompts_are_the_users_or_ours_each_with_a_seed(tmp_path: Path) -> None:
     assert [p.prompt for p in more] == ["one", "two", "one"] and len({p.seed for p in more}) == 3
     assert len(mine.pairs_of(options(), flux)) == 4 and len(mine.pairs_of(options("--quick"), flux)) == 1
     assert "on" in mine.pairs_of(options(), SMALL)[0].prompt  # a caption that it knows
+    other = mine.settings(SMALL, options("--cfg", "1", "--steps", "20"))
+    assert mine.pairs_of(options(), other)[0].prompt == mine.pairs_of(options(), SMALL)[0].prompt
     assert mine.pairs_of(options(), SMALL_GUIDED)[0].prompt == mine.pairs_of(options(), SMALL)[0].prompt
     with pytest.raises(Unusable, match="--prompts"):
         mine.pairs_of(options("--prompts", str(tmp_path / "absent")), flux)

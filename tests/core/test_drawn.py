@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from cache_core.coefficients import IDENTITY
 from cache_core.drawn import Drawn
 from cache_core.methods import auto, methods
+from cache_core.session import Session, flow_noise
+from cache_core.trace import Recorder
+from cache_core.track import Facts, LaneKey
+from cache_core.types import Probe, Schedule
 
 LEVELS = [torch.tensor(level) for level in (1.0, 0.8, 0.5, 0.2)]
 
@@ -63,6 +68,27 @@ def test_another_size_leaves_what_is_known_as_it_is() -> None:
     assert drawn.total is not before
     drawn.clear()
     assert not list(drawn.tensors()) and drawn.within(normal(0)) is None
+
+
+def test_what_was_drawn_before_a_schedule_starts_again_is_forgotten() -> None:
+    """A second pass begins from another latent (detailers, restarts of a sampler)."""
+    method = methods()["auto"](computed=6, quality="Custom")
+    sigmas = tuple(1 - i / 12 for i in range(13))
+    session = Session(method, Schedule(sigmas, flow_noise), Recorder("toy", {}, "toy", "model", 12), measures=True)
+    (track,), held, x, picture = session.tracks, [], normal(0), normal(1)
+    for i, sigma in enumerate([*sigmas[:-1], *sigmas[:3]]):
+        level = torch.tensor([sigma])
+        session.begin(level)
+        session.look(x)
+        call = session.open([LaneKey("cond")], [slice(0, 2)])
+        track.enter(call, Facts(x.shape, x.dtype, torch.device("cpu")), lambda _: Probe(), IDENTITY)
+        held.append(session.drawn.total is not None)
+        session.answer(x, picture)
+        session.end()
+        x = picture + (x - picture) * (1 - 1 / 12 / sigma) + 0.3 * normal(100 + i)
+    session.close()
+    assert session.motion is not None and session.motion.stochastic
+    assert held[11] and not held[12]
 
 
 def test_auto_alone_keeps_noise_apart() -> None:

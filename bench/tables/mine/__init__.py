@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.host.provision import say
 from bench.lab.fill import command_line
-from bench.tables.mine.families import SMALL, Family
+from bench.tables.mine.families import OWN, Family
 from bench.tables.mine.loading import Files, Unusable, load, painter, require
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def pairs_of(options: argparse.Namespace, family: Family) -> list[Pair]:
         except OSError as error:
             raise Unusable(f"--prompts: {error}") from error
         texts = [line.strip() for line in lines if line.strip()]
-    elif family.name.startswith(SMALL.name):
+    elif family.name in OWN:
         texts = [pair.prompt for pair in cases(options.pairs or PAIRS, family.cfg)]
     else:
         texts = list(PROMPTS)

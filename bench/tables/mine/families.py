@@ -49,6 +49,8 @@ SMALL = Family(
 SMALL_GUIDED = replace(
     SMALL, name=f"{SMALL.name} that takes its guidance as a number", cfg=1.0, guidance=MODELS["flux-guided"].distilled
 )
+OWN = frozenset({SMALL.name, SMALL_GUIDED.name})
+"""Models of this repository, which know its captions and need no text encoder; settings may be others."""
 SMALL_WIDTH = 64
 """Of its text tokens; no published FLUX has so narrow ones."""
 

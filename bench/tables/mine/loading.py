@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.host.provision import say
-from bench.tables.mine.families import SMALL, SMALL_GUIDED, Family, family_of
+from bench.tables.mine.families import OWN, Family, family_of
 from cache_core import __file__ as core
 from cache_core.metrics import WINDOW
 
@@ -124,7 +124,7 @@ def load(lab: Lab, files: Files) -> Loaded:
         raise Unusable(f"ComfyUI's loaders: {files.unet or files.checkpoint}: {error}") from error
     if vae is None or vae.first_stage_model is None:  # the host's checkpoint loader gives an empty one
         raise Unusable("no decoder: give --vae FILE")
-    if clip is None and family not in (SMALL, SMALL_GUIDED):
+    if clip is None and family.name not in OWN:
         raise Unusable("no text encoder: give --clip FILE (FLUX.1: --clip clip_l.safetensors t5xxl_fp16.safetensors)")
     return Loaded(family, model, clip, vae, tuple(loaders.found))
 
