@@ -49,8 +49,9 @@ class Repay(Correction):
     Solving Ordinary Differential Equations II, sec. V.1). Beyond it each correction overshoots and the next takes it
     back: successive changes of the feature turn against each other. Few computed steps under guidance come there. So
     what is paid falls with the cosine between the last two changes, whole from -`turning` on, nothing at -`turned`
-    (`trusted`); what is not paid so is no debt. checked: every forecast has passed a test, which keeps gaps narrow
-    enough; what turns then is the feature itself.
+    (`trusted`), where the last one is `large` against the feature, and not at all where it is `slight`; what is not
+    paid so is no debt. checked: every forecast has passed a test, which keeps gaps narrow enough; what turns then is
+    the feature itself.
     """
 
     points: int = 3
@@ -59,6 +60,8 @@ class Repay(Correction):
     amplified: float = 4.0
     turning: float = 0.4
     turned: float = 0.8
+    slight: float = 0.2
+    large: float = 0.3
     checked: bool = False
 
     def trusted(self, history: tuple[Feature, ...], new: Feature) -> Tensor | None:
@@ -67,9 +70,12 @@ class Repay(Correction):
         older, before, now = (feature.value.float() for feature in (*history[-2:], new))
         last, first = now - before, before - older
         dims = tuple(range(1, now.dim()))
-        lengths = (last.square().sum(dims, keepdim=True) * first.square().sum(dims, keepdim=True)).sqrt()
-        cosine = (last * first).sum(dims, keepdim=True) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
-        return ((self.turned + cosine) / (self.turned - self.turning)).clamp(0.0, 1.0)
+        moved, before_that, whole = (x.square().sum(dims, keepdim=True).sqrt() for x in (last, first, now))
+        least = torch.finfo(torch.float32).tiny
+        cosine = (last * first).sum(dims, keepdim=True) / (moved * before_that).clamp_min(least)
+        back = 1 - ((self.turned + cosine) / (self.turned - self.turning)).clamp(0.0, 1.0)
+        share = moved / whole.clamp_min(least)
+        return 1 - back * ((share - self.slight) / (self.large - self.slight)).clamp(0.0, 1.0)
 
     def repair(
         self,

@@ -404,6 +404,10 @@ def test_the_cosine_of_the_last_two_changes_says_what_is_paid() -> None:
     trust = Repay(turning=0.4, turned=0.8).trusted(history[:2], history[2])
     assert trust is not None and trust.flatten().tolist() == pytest.approx([1.0, 1.0, 0.5, 0.0], abs=1e-3)
     assert Repay().trusted(history[:1], history[2]) is None
+    slight = Feature(steps[2], features[2] + torch.tensor([20.0, 0.0]))  # of which the same change is a small part
+    shifted = tuple(Feature(at, value + torch.tensor([20.0, 0.0])) for at, value in zip(steps, features, strict=False))
+    little = Repay().trusted(shifted[:2], slight)
+    assert little is not None and torch.equal(little, torch.ones(4, 1, 1))
     still = Repay().trusted((history[0], history[0]), history[0])
     assert still is not None and torch.equal(still, torch.ones(4, 1, 1))
 

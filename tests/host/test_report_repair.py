@@ -80,11 +80,7 @@ def test_report_20_beta_schedule(host: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "dpmpp_2m",
-        "gradient_estimation",
-        pytest.param("deis", marks=pytest.mark.xfail(reason="behind: docs/schedules.md", strict=True)),
-    ],
+    ["dpmpp_2m", "gradient_estimation", "deis"],
 )
 def test_report_20_a_last_step_of_next_to_nothing(host: Any, name: str) -> None:
     """As the scheduler normal ends its lists: what is missed in the wide step before it can never be repaired."""
