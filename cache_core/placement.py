@@ -51,6 +51,7 @@ USUAL = 3.0
 ALIKE = 0.1
 """A shift so little above it (relative) is still usual: FLUX's own is 3.16."""
 SPIKE = 2.0
+"""How many times what either neighbour takes makes a step a wide one between narrow ones."""
 LEAST = 1e-6
 """How close to pure noise a level counts."""
 SLIGHT, NOISY, ENOUGH = 0.25, math.log(0.1), 3
@@ -61,16 +62,16 @@ over signal on, and where so many steps are left for the run behind its first.
 
 def opening(change: float) -> float:
     """`early` of a run whose feature changes by so much, relative to its length, between its first two computed steps;
-    0: not known yet.
+    0: not known yet; NaN where a model gives that.
     """
-    if change <= 0:
+    if not change > 0:
         return EARLY
     share = math.log(change / CALM) / math.log(LIVELY / CALM)
     return FLAT * (EARLY / FLAT) ** min(max(share, 0.0), 1.0)
 
 
 def ragged(sigmas: Sequence[float]) -> bool:
-    """Whether a step takes more than SPIKE times what either neighbour takes (the last two steps aside)."""
+    """Whether a step takes more than SPIKE times what each of its neighbours takes (the last step aside)."""
     widths = [above - below for above, below in itertools.pairwise(sigmas)][:-1]
     return any(
         here > SPIKE * before and here > SPIKE * after

@@ -216,6 +216,7 @@ def test_the_less_changes_at_first_the_later_the_others_come(one: float, other: 
     low, high = sorted((one, other))
     assert EARLY <= opening(high) <= (opening(low) if low else FLAT) <= FLAT
     assert opening(0) == opening(LIVELY) == EARLY and opening(CALM) == FLAT  # 0: not known
+    assert opening(math.nan) == opening(math.inf) == EARLY  # of a model that overflows
 
 
 def moved(first: float) -> Features:
