@@ -221,8 +221,7 @@ class Budget(Gate):
     keep_last: int = 1
 
     def start(self) -> dict[str, float]:
-        ledger = {"spent": 0.0, "anchor": -1.0, "time_1": 0.0, "time_2": 0.0, "tests": 0.0, "usual": 0.0}
-        return {**ledger, CHANGE: 0.0}
+        return {"spent": 0.0, "anchor": -1.0, "time_1": 0.0, "time_2": 0.0, "tests": 0.0, "usual": 0.0, CHANGE: 0.0}
 
     def advance(self, figures: Figures, ledger: Figures, calibration: Calibration) -> Figures:
         told = {name: figures[name].to(ledger["usual"]) for name in (MISFIT, CHANGE) if name in figures}

@@ -133,8 +133,7 @@ def following(
 
     stride: above 1 the next one comes later than the density says, below 1 earlier; those behind it share the rest.
     stands: where each step counts, its own number unless given; early: see `opening`. There are always steps enough
-    for the others:
-    step < result <= end - left + 1.
+    for the others: step < result <= end - left + 1.
     """
     if left <= 1 or end <= 0:
         return end

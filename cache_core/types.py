@@ -30,9 +30,10 @@ Past = dict[str, Tensor]
 
 
 MISFIT, CHANGE, ESTIMATE, BUDGET = "misfit", "change", "estimate", "budget"
-"""Names that parts and reports share. Figure: the part of the newest change that a back-test could not explain, against
-the feature. Score of a skipped evaluation: the method's own estimate of the relative error of what stood in. Limit
-of every evaluation where a method has one: the steps of the run that it means to compute.
+"""Names that parts and reports share. Figures, against the feature: what of its newest change no back-test could
+explain; the change between a lane's first two computed steps. Score of a skipped evaluation: the method's own
+estimate of the relative error of what stood in. Limit of every evaluation where a method has one: the steps of the run
+that it means to compute.
 """
 
 
