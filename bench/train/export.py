@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.train import autoencoder, flux
+from bench.train import autoencoder, flux, qwen
 from bench.train.autoencoder import Decoding
 from bench.train.flux import Flux
 from bench.train.loop import Run
@@ -44,7 +44,7 @@ def tensors(run: Run) -> dict[str, Tensor]:
     averaged = {name: value.cpu() for name, value in run.average.weights.items()}
     if isinstance(run.task, Decoding):
         return autoencoder.exported(run.task.source.space, averaged)
-    return flux.exported(averaged) if isinstance(run.task.model, Flux) else averaged
+    return (flux if isinstance(run.task.model, Flux) else qwen).exported(averaged)
 
 
 def go_on(run: Run, folder: Path) -> None:
@@ -55,7 +55,7 @@ def go_on(run: Run, folder: Path) -> None:
     with safe_open(file, "pt") as opened:
         step, shipped = int(opened.metadata()[STEPS]), {name: opened.get_tensor(name) for name in opened.keys()}
     own = model.state_dict()
-    run.begin(flux.imported(shipped, own) if isinstance(model, Flux) else {n: shipped[n].float() for n in own}, step)
+    run.begin((flux if isinstance(model, Flux) else qwen).imported(shipped, own), step)
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from bench.train.flux import HEAD, PATCH, Norm, attend, frequencies, grid, normed, patches, rotation, unpatched
 
+UNREAD = ("txt_mlp", "attn.to_add_out")
+"""Of the last block."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -91,6 +94,18 @@ class Block(nn.Module):
         img, txt = torch.addcmul(img, image[2], seen), torch.addcmul(txt, text[2], read)
         img = torch.addcmul(img, image[5], self.img_mlp(normed(img, image[4], image[3])))
         return img, torch.addcmul(txt, text[5], self.txt_mlp(normed(txt, text[4], text[3])))
+
+
+def exported(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what only makes the text that the last block returns: nothing reads it, and no loss ever moved it."""
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
+    unread = tuple(f"transformer_blocks.{last}.{part}." for part in UNREAD)
+    return {name: value for name, value in weights.items() if not name.startswith(unread)}
+
+
+def imported(file: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: what the file leaves out stays as it is in `like`."""
+    return {name: file[name].float() if name in file else value for name, value in like.items()}
 
 
 class QwenImage(nn.Module):

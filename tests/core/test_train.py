@@ -625,6 +625,22 @@ def test_weights_come_back_from_the_names_in_the_file(guidance: bool) -> None:
     assert back.keys() == own.keys() and all(torch.equal(back[name], value) for name, value in own.items())
 
 
+def test_the_qwen_image_leaves_out_what_nothing_reads() -> None:
+    """The last block's text goes nowhere: its parameters are not shipped, and what is shipped gives the same output."""
+    model = wake(qwen.QwenImage(qwen.Shape(hidden=flux.HEAD, blocks=2)))
+    own, (context, pooled) = model.state_dict(), conditioning.conditioning(["a fox"])
+    file = qwen.exported(own)
+    left_out = {name.rpartition(".")[0] for name in own if name not in file}
+    parts = ("attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+    assert left_out == {f"transformer_blocks.1.{part}" for part in parts}
+    x, t = torch.randn(1, 16, 4, 4), torch.tensor([0.5])
+    with torch.no_grad():
+        before = model(x, t, context, pooled)
+        fresh = qwen.QwenImage(qwen.Shape(hidden=flux.HEAD, blocks=2))
+        fresh.load_state_dict(qwen.imported(file, fresh.state_dict()))
+        assert torch.equal(fresh(x, t, context, pooled), before) and before.any()
+
+
 def test_a_machine_that_has_trained_nothing_goes_on_from_the_shipped_weights(
     painter: Painter, space: Space, tmp_path: Path
 ) -> None:

@@ -100,7 +100,9 @@ def test_the_trained_qwen_image_comes_from_its_file(host: Any, trainer: dict[str
     qwen = trainer["qwen"]
     with torch.inference_mode(False):
         ours = awake(qwen.QwenImage(qwen.Shape(hidden=128, blocks=3)))
-        save_file(ours.state_dict(), tmp_path / "qwen.safetensors")
+        exported = qwen.exported(ours.state_dict())
+        assert "transformer_blocks.2.txt_mlp.net.2.weight" not in exported, "nothing reads it"
+        save_file(exported, tmp_path / "qwen.safetensors")
     model = module.load(tmp_path / "qwen.safetensors")
     x, t, context, _ = inputs()
     assert torch.allclose(
