@@ -16,7 +16,8 @@ class Model:
     """A file of bench/weights and what goes with it. All know the same captions, latents and noise levels.
 
     says: for a page. guidance: the CFG values that mean something to it; distilled: the guidance that it is told as a
-    number, where it was trained so. frames: of Qwen-Image's class, whose latents have a frame, b c 1 h w.
+    number, where it was trained so. frames: of Qwen-Image's class, whose latents have a frame, b c 1 h w. kin: the
+    published model of its class.
     """
 
     file: str
@@ -24,6 +25,7 @@ class Model:
     guidance: tuple[float, ...] = (1.0, 3.0)
     distilled: float | None = None
     frames: bool = False
+    kin: str = "FLUX.1"
 
 
 MODELS: Mapping[str, Model] = {
@@ -36,6 +38,12 @@ MODELS: Mapping[str, Model] = {
         "The small FLUX of this repository that takes its guidance as a number, as FLUX.1-dev does (here 3, so there "
         "is no CFG): 9 M parameters, objects on many grounds, 192 × 192 pixels, shift 1.62.",
         guidance=(1.0,), distilled=3.0,
+    ),
+    "qwen": Model(
+        "emoji_qwen.safetensors",
+        "The small Qwen-Image of this repository: 10 M parameters, objects on many grounds, 192 × 192 pixels, shift "
+        "1.62.",
+        frames=True, kin="Qwen-Image",
     ),
 }  # fmt: skip
 FIRST = next(iter(MODELS))
@@ -50,8 +58,8 @@ def of(rows: Sequence[Mapping[str, str]]) -> str:
 def introduction(name: str) -> str:
     """What a page has to say of its model."""
     return (
-        f"{MODELS[name].says} Its figures cannot be compared with published ones of FLUX.1: a small smooth model is "
-        "followed far more closely by every method."
+        f"{MODELS[name].says} Its figures cannot be compared with published ones of {MODELS[name].kin}: a small smooth "
+        "model is followed far more closely by every method."
     )
 
 

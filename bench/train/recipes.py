@@ -32,7 +32,7 @@ STAGES = (
     Stage(2000, 96, 64, 240), Stage(2800, 128, 48, 400), Stage(4400, 192, 32, 400), Stage(7000, 96, 64, 400),
     Stage(8200, 192, 32, 400), Stage(14000, 96, 64, 400), Stage(17000, 192, 32, 400),
 )  # fmt: skip
-SMALL_FIRST = (Stage(2000, 96, 64, 240), Stage(11000, 96, 64, 400), Stage(14000, 192, 32, 400))
+SMALL_FIRST = (Stage(2000, 96, 64, 240), Stage(10200, 96, 64, 400), Stage(12400, 192, 32, 400))
 """What flux's run taught, for one that begins: objects are learned on small pictures, large ones only finish it."""
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 """What is shipped; a machine that has trained nothing goes on from there."""

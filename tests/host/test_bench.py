@@ -306,18 +306,20 @@ def test_exact_measures_solvers_and_auto_against_the_converged_picture_and_goes_
     assert (folder / "exact.md").read_text("utf-8") == page  # too short for a table: the old one stays
 
 
-def test_exact_takes_the_second_model(folder: Path) -> None:
-    """Its own weights, guidance and page, beside the first one's."""
+def test_exact_takes_the_other_models(folder: Path) -> None:
+    """Their own weights, guidance, latents and pages, beside the first one's."""
     found = {}
-    for model, name in (("flux", "exact"), ("flux-guided", "exact-flux-guided")):
+    for model, name in (("flux", "exact"), ("flux-guided", "exact-flux-guided"), ("qwen", "exact-qwen")):
         bench(folder, "exact", "--side", "8", "--quick", "--model", model)
         rows = table(folder / f"{name}.csv")
         assert {row["model"] for row in rows} == {model}
         found[model] = next(row for row in rows if row["stage"] == "main" and row["kind"] == "Auto")
         assert float(found[model]["computed"]) == 6 and 5 < float(found[model]["psnr"]) < 100
-    assert found["flux-guided"]["psnr"] != found["flux"]["psnr"]  # the weights are others too
+    assert len({row["psnr"] for row in found.values()}) == len(found)  # the weights are others too
     page = (folder / "exact-flux-guided.md").read_text("utf-8")
     assert "takes its guidance as a number" in page and "CFG 1" in page and "CFG 3" not in page
+    page = (folder / "exact-qwen.md").read_text("utf-8")
+    assert "small Qwen-Image" in page and "CFG 1" in page and "CFG 3" in page
 
 
 TOGETHER = """
