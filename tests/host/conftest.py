@@ -214,6 +214,11 @@ class Host:
         """A fresh copy of the small trained FLUX."""
         return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "emoji_flux.safetensors"))
 
+    def load_qwen(self) -> Any:
+        """The small Qwen-Image, as the tests' own pack loads it: latents b c 1 h w."""
+        loader = _load_file(ROOT / "tests" / "packs" / "stand_in" / "trained_qwen.py")
+        return loader.load(WEIGHTS / "emoji_qwen.safetensors")
+
     def recorder(self, model: str, steps: int) -> Any:
         """A recorder for a session that a test drives itself."""
         trace = importlib.import_module(f"{PACK}.cache_core.trace")

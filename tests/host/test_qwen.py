@@ -73,6 +73,38 @@ def test_layers(layered: Any, size: tuple[int, int], sizes: tuple[tuple[int, int
     layered.check(size=size, cfg=3.0, **sides)
 
 
+# trained weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(host: Any) -> Any:
+    """The small Qwen-Image that makes pictures."""
+    return host.load_qwen()
+
+
+@pytest.mark.claim("Models", "Qwen-Image, trained: Auto is closer to the full run than as many plain steps")
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("site", ["model", "trunk"])
+def test_auto_is_closer_than_fewer_steps_on_trained_weights(host: Any, pictures: Any, cfg: float, site: str) -> None:
+    model, cases = host.foreign.trained(host, 2, pictures, (1,))
+    gains = []
+    for positive, noise in cases:
+        sides = {"positive": positive, "negative": host.caption(""), "latent": torch.zeros_like(noise), "noise": noise}
+
+        def sample(patched: Any, steps: int, sides: Any = sides) -> Any:
+            levels = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+            sampler = host.comfy.samplers.sampler_object("euler")
+            return host.foreign.run(host, patched, sampler, levels, cfg=cfg, **sides)
+
+        full = sample(model, 20)
+        assert full.shape == (1, 16, 1, 24, 24)
+        assert torch.equal(sample(host.apply(model, threshold=0.0), 20), full)
+        out = sample(host.auto(model, computed=10, site=site), 20)
+        assert host.trace()["computed"] == 10
+        gains.append(host.foreign.decibels(out, full) - host.foreign.decibels(sample(model, 10), full))
+    assert sum(gains) / len(gains) > 2, gains
+
+
 # 2: removed, the model is what it was ---------------------------------------------------------------------------------
 
 
