@@ -50,15 +50,8 @@ class Repay(Correction):
     back: successive changes of the feature turn against each other. Few computed steps under guidance come there. So
     what is paid falls with the cosine between the last two changes, whole from -`turning` on, nothing at -`turned`
     (`trusted`), where the last one is `large` against the feature, and not at all where it is `slight`; what is not
-    paid so is no debt.
-
-    Where the derivative keeps its direction, drifts grow until they are paid: they point along what the trajectory is
-    amplifying, and a polynomial lags behind what grows. There up to 1 + `more` times the drift is paid: all of it where
-    the cosine is `kept` or more, nothing from `bent` down, and only where the derivative changes slowly, by less than
-    `fast` of itself for one unit of the logarithm of noise over signal, wholly by less than `slow` (docs/tried.md: so
-    without guidance; under guidance early drifts shrink instead, and change fast).
-
-    checked: every forecast has passed a test, which keeps gaps narrow enough; what turns then is the feature itself.
+    paid so is no debt. checked: every forecast has passed a test, which keeps gaps narrow enough; what turns then is
+    the feature itself.
     """
 
     points: int = 3
@@ -69,11 +62,6 @@ class Repay(Correction):
     turned: float = 0.8
     slight: float = 0.2
     large: float = 0.3
-    more: float = 0.3
-    bent: float = 0.4
-    kept: float = 0.7
-    slow: float = 0.15
-    fast: float = 0.3
     checked: bool = False
 
     def trusted(self, history: tuple[Feature, ...], new: Feature) -> Tensor | None:
@@ -85,13 +73,9 @@ class Repay(Correction):
         moved, before_that, whole = (x.square().sum(dims, keepdim=True).sqrt() for x in (last, first, now))
         least = torch.finfo(torch.float32).tiny
         cosine = (last * first).sum(dims, keepdim=True) / (moved * before_that).clamp_min(least)
+        back = 1 - ((self.turned + cosine) / (self.turned - self.turning)).clamp(0.0, 1.0)
         share = moved / whole.clamp_min(least)
-        back = _ramp(-cosine, self.turning, self.turned) * _ramp(share, self.slight, self.large)
-        width = abs(new.at.log_noise - history[-1].at.log_noise)
-        if not 0 < width < math.inf:
-            return 1 - back
-        steady = _ramp(cosine, self.bent, self.kept) * (1 - _ramp(share / width, self.slow, self.fast))
-        return 1 - back + self.more * steady
+        return 1 - back * ((share - self.slight) / (self.large - self.slight)).clamp(0.0, 1.0)
 
     def repair(
         self,
@@ -162,11 +146,6 @@ def amplification(now: Step) -> float:
                 weight *= abs(ahead / apart * (here - other) / (step + 1 - other))
             worst = max(worst, weight)
     return worst
-
-
-def _ramp(value: Tensor, low: float, high: float) -> Tensor:
-    """0 up to low, 1 from high on, straight between."""
-    return ((value - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def _limited(repair: Tensor, feature: Tensor, most: float) -> Tensor:

@@ -354,7 +354,7 @@ class Correction:
         raise NotImplementedError
 
     def trusted(self, history: tuple[Feature, ...], new: Feature) -> Tensor | None:
-        """What a repair is multiplied by, read off what was computed: b 1 1, at least 0; None for 1. The leading
+        """The share of a repair that what was computed supports: b 1 1 in 0 .. 1, None for all of it. The leading
         lane's counts for all.
         """
         return None
