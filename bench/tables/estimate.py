@@ -48,7 +48,7 @@ class Ruler:
         if leading is not None:
             *before, options = args
             plain = {name: value for name, value in options.items() if name != self.lab.pack.KEY}
-            levels = sigma.view(-1, 1, 1, 1)
+            levels = sigma.view(-1, *(1,) * (x.dim() - 1))
             truth, said = (x - executor(x, sigma, *before, plain, **kwargs)) / levels, (x - answer) / levels
             rows = len(leading.feature.value)  # of the leading lane, whose estimate it is
             error = (said - truth)[:rows].norm() / truth[:rows].norm()
@@ -97,7 +97,7 @@ def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     return document(
         "# How true the estimated error is",
         "SpectralCache Auto says of every skipped evaluation how far off what stood in may be: the misfit of its last "
-        "back-test, scaled to the distance. Here each skipped evaluation of the small FLUX was computed as well "
+        "back-test, scaled to the distance. Here each skipped evaluation of the small model was computed as well "
         f"(site model, euler, {STEPS} steps, {len({row['seed'] for row in rows})} prompt and seed pairs, none of which "
         "the method was made with): the relative error of the derivative, L2. There is no estimate before the third "
         "computed step.",

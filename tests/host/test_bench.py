@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_estimate_computes_every_skipped_evaluation_as_well(folder: Path) -> Non
         late = [row for row in own if int(row["step"]) > 5]
         assert all(0 < float(row["estimate"]) < 1 for row in late)
     assert "| CFG 1, 10 of 28 computed | 17 of 18 |" in (folder / "estimate.md").read_text("utf-8")
+
+
+def test_estimate_takes_latents_with_a_frame(folder: Path) -> None:
+    """Of Qwen-Image's class, with guidance: two rows in one call."""
+    code = """
+        from bench.lab import Lab, Pair, Studio
+        from bench.lab.presets import auto
+        from bench.tables.estimate import Ruler
+        import torch
+        with torch.inference_mode():
+            studio = Studio(Lab(), 8, "qwen")
+            ruler = Ruler(studio.lab)
+            studio.make(ruler.attach(studio.model, auto(7).made()), Pair("a goat on green", 5, 3.0), 28)
+        errors = [record["error"] for record in ruler.found]
+        assert len(errors) == 21 and all(0 < error < 1 for error in errors), errors
+        print("found")
+    """
+    assert "found" in printed(folder, code)
 
 
 def test_ablation_measures_all_eight_combinations(folder: Path) -> None:
@@ -323,10 +342,6 @@ def test_exact_takes_the_other_models(folder: Path) -> None:
 
 
 TOGETHER = """
-import os, sys
-sys.path.insert(0, os.environ["ROOT"])
-from bench import run
-run.find_modules()
 import torch
 from bench.lab import Lab, Pair, Studio
 from bench.tables.exact.grid import SAMPLERS, Size
@@ -347,10 +362,17 @@ with torch.inference_mode():
 
 
 def test_exact_samples_several_pairs_at_once_as_one_by_one(folder: Path) -> None:
+    assert "together" in printed(folder, TOGETHER)
+
+
+def printed(folder: Path, code: str) -> str:
+    """What code on the bench's modules prints, in a process of its own."""
+    begin = "import os, sys\nsys.path.insert(0, os.environ['ROOT'])\nfrom bench import run\nrun.find_modules()\n"
     environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache"), "ROOT": str(ROOT)}
-    line = [sys.executable, "-c", TOGETHER]
+    line = [sys.executable, "-c", begin + textwrap.dedent(code)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
-    assert done.returncode == 0 and "together" in done.stdout, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_cost_counts_what_half_a_step_multiplies(folder: Path) -> None:
