@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.train import autoencoder, flux, qwen
 from bench.train.autoencoder import Decoding
@@ -44,7 +45,7 @@ def tensors(run: Run) -> dict[str, Tensor]:
     averaged = {name: value.cpu() for name, value in run.average.weights.items()}
     if isinstance(run.task, Decoding):
         return autoencoder.exported(run.task.source.space, averaged)
-    return (flux if isinstance(run.task.model, Flux) else qwen).exported(averaged)
+    return _names(run.task.model).exported(averaged)
 
 
 def go_on(run: Run, folder: Path) -> None:
@@ -55,7 +56,12 @@ def go_on(run: Run, folder: Path) -> None:
     with safe_open(file, "pt") as opened:
         step, shipped = int(opened.metadata()[STEPS]), {name: opened.get_tensor(name) for name in opened.keys()}
     own = model.state_dict()
-    run.begin((flux if isinstance(model, Flux) else qwen).imported(shipped, own), step)
+    run.begin(_names(model).imported(shipped, own), step)
+
+
+def _names(model: nn.Module) -> ModuleType:
+    """The module that knows a transformer's file: `exported` and `imported`."""
+    return flux if isinstance(model, Flux) else qwen
 
 
 def _half(name: str, value: Tensor) -> Tensor:

@@ -214,10 +214,10 @@ class Host:
         """A fresh copy of the small trained FLUX."""
         return self.comfy.sd.load_diffusion_model(str(WEIGHTS / "emoji_flux.safetensors"))
 
-    def load_qwen(self) -> Any:
-        """The small Qwen-Image, as the tests' own pack loads it: latents b c 1 h w."""
+    def load_qwen(self, file: Path = WEIGHTS / "emoji_qwen.safetensors") -> Any:
+        """The small Qwen-Image, or another file of its kind, as the tests' own pack loads it: latents b c 1 h w."""
         loader = _load_file(ROOT / "tests" / "packs" / "stand_in" / "trained_qwen.py")
-        return loader.load(WEIGHTS / "emoji_qwen.safetensors")
+        return loader.load(file)
 
     def recorder(self, model: str, steps: int) -> Any:
         """A recorder for a session that a test drives itself."""

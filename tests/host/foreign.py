@@ -243,16 +243,14 @@ SHIFT = 1.62
 """Of the schedule that the bench samples the small models on."""
 
 
-def trained(
-    host: Any, count: int, model: Any = None, frames: tuple[int, ...] = ()
-) -> tuple[Any, list[tuple[Any, Tensor]]]:
-    """The small FLUX, or another small model whose latents have these frames, on its shifted schedule, and
-    conditionings of captions that it knows, each with its noise.
+def trained(host: Any, count: int, model: Any = None) -> tuple[Any, list[tuple[Any, Tensor]]]:
+    """The small FLUX, or another small model, on its shifted schedule, and conditionings of captions that it knows,
+    each with its noise.
     """
     from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 
     (model,) = ModelSamplingAuraFlow().patch_aura(model or host.model, SHIFT)
     captions = ("a large strawberry on green", "a bus on gray", "a pear on brick", "a photo of coffee")
-    shape = (1, 16, *frames, 24, 24)
+    shape = host.comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 16, 24, 24)).shape  # with its frames
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(100 + i)) for i in range(count)]
     return model, [(host.caption(text), noise) for text, noise in zip(captions, noises, strict=False)]

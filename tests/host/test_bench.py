@@ -55,6 +55,16 @@ def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, env=environment(folder), check=False, cwd=folder)
 
 
+def printed(folder: Path, code: str) -> str:
+    """What code on the bench's modules prints, in a process of its own."""
+    begin = "import os, sys\nsys.path.insert(0, os.environ['ROOT'])\nfrom bench import run\nrun.find_modules()\n"
+    line = [sys.executable, "-c", begin + textwrap.dedent(code)]
+    own = {**environment(folder), "ROOT": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, env=own, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache")}
 
@@ -363,16 +373,6 @@ with torch.inference_mode():
 
 def test_exact_samples_several_pairs_at_once_as_one_by_one(folder: Path) -> None:
     assert "together" in printed(folder, TOGETHER)
-
-
-def printed(folder: Path, code: str) -> str:
-    """What code on the bench's modules prints, in a process of its own."""
-    begin = "import os, sys\nsys.path.insert(0, os.environ['ROOT'])\nfrom bench import run\nrun.find_modules()\n"
-    environment = {**os.environ, "SPECTRALCACHE_CACHE": str(folder / "cache"), "ROOT": str(ROOT)}
-    line = [sys.executable, "-c", begin + textwrap.dedent(code)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_cost_counts_what_half_a_step_multiplies(folder: Path) -> None:

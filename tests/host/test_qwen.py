@@ -86,15 +86,14 @@ def pictures(host: Any) -> Any:
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("site", ["model", "trunk"])
 def test_auto_is_closer_than_fewer_steps_on_trained_weights(host: Any, pictures: Any, cfg: float, site: str) -> None:
-    model, cases = host.foreign.trained(host, 2, pictures, (1,))
+    model, cases = host.foreign.trained(host, 2, pictures)
     gains = []
     for positive, noise in cases:
         sides = {"positive": positive, "negative": host.caption(""), "latent": torch.zeros_like(noise), "noise": noise}
 
         def sample(patched: Any, steps: int, sides: Any = sides) -> Any:
-            levels = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
             sampler = host.comfy.samplers.sampler_object("euler")
-            return host.foreign.run(host, patched, sampler, levels, cfg=cfg, **sides)
+            return host.foreign.run(host, patched, sampler, host.foreign.simple(host, model, steps), cfg=cfg, **sides)
 
         full = sample(model, 20)
         assert full.shape == (1, 16, 1, 24, 24)

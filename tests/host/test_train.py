@@ -15,7 +15,6 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-PACKS = Path(__file__).resolve().parents[1] / "packs"
 NEEDED = ("autoencoder", "flux", "latents", "qwen")
 
 
@@ -93,17 +92,13 @@ def test_the_trained_qwen_image_comes_from_its_file(host: Any, trainer: dict[str
     """Through the test pack's loader, with latents as they are for FLUX."""
     from safetensors.torch import save_file
 
-    spec = importlib.util.spec_from_file_location("trained_qwen", PACKS / "stand_in" / "trained_qwen.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     qwen = trainer["qwen"]
     with torch.inference_mode(False):
         ours = awake(qwen.QwenImage(qwen.Shape(hidden=128, blocks=3)))
         exported = qwen.exported(ours.state_dict())
         assert "transformer_blocks.2.txt_mlp.net.2.weight" not in exported, "nothing reads it"
         save_file(exported, tmp_path / "qwen.safetensors")
-    model = module.load(tmp_path / "qwen.safetensors")
+    model = host.load_qwen(tmp_path / "qwen.safetensors")
     x, t, context, _ = inputs()
     assert torch.allclose(
         model.model.diffusion_model(x[:, :, None], t, context)[:, :, 0], ours(x, t, context), atol=1e-4
