@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .coefficients import Calibration, rescaled
-from .placement import following, opening
+from .placement import following, late, opening
 from .tables import State, single
 from .types import BUDGET, CHANGE, ESTIMATE, MISFIT, CacheError, Figures, Gate, Step, Verdict
 
@@ -235,7 +235,7 @@ class Budget(Gate):
         estimate = _careful(reading, step) if self.tolerance else _estimate(reading, step)
         scores = {} if estimate is None else {ESTIMATE: estimate}
         limits = {BUDGET: float(self.steps(step.expected)), **({ESTIMATE: self.tolerance} if self.tolerance else {})}
-        early = opening(0.0 if step.ragged else reading[CHANGE])
+        early = late(opening(0.0 if step.ragged else reading[CHANGE]), step.begun)
         placed = partial(following, stride=_stride(reading), stands=step.stands, early=early)
         reason = self._reason(anchor, spent, step, estimate, placed)
         return Verdict(not reason, reason or "within the budget", limits, scores=scores)

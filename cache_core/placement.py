@@ -27,7 +27,14 @@ of shift USUAL (`even`):
 
 A schedule of shift USUAL or less counts its steps as they are, and so does one of another kind of model. (Placed by
 noise, lists that are uneven in other ways came out worse: a narrow step behind a wide gap has to be computed with it,
-since multistep solvers divide by its width.)
+since multistep solvers divide by its width.) A run that ends on the way, as the first of two experts does, is counted
+alike: the first 10 of 20 steps of shift 8, 4 of them computed, 67 -> 73 dB at CFG 1.
+
+A run that does not begin with pure noise (denoise below 1, the second expert) starts like any other, over as much of
+the way and so over more of the run: `early` is a length on the way, of which `begun` tells how much lies behind. Six
+pairs, two models, 5 of 20 steps: denoise 0.3 +2.2 to +5.3 dB, 0.5 +2.0 to +2.7, 0.75 -1.1 to +1.9; 10 of 20: -1.6 to
++1.2. Counting u from the start of the whole way instead (1 / (early + begun + t)), or a higher power of what is left,
+lost 3 to 7 dB with 10 of 20 steps, denoise 0.75, CFG 3.
 
 Some lists end in a step of next to nothing (normal, ddim_uniform, kl_optimal, OptimalSteps): from sigma 0.16 to 0.01 to
 0 with normal, 20 steps of shift 3. The last step cannot repair there what the one before it missed, so that both are
@@ -50,6 +57,10 @@ USUAL = 3.0
 """The largest shift whose steps count as they are."""
 ALIKE = 0.1
 """A shift so little above it (relative) is still usual: FLUX's own is 3.16."""
+WHOLE, LITTLE = 0.82, 0.1
+"""A run that begins at so large a u is a whole one: the U-Nets' schedules begin at sigma 14.6, not with pure noise.
+Where less than LITTLE of the way is left, its start is as even as there.
+"""
 SPIKE = 2.0
 """How many times what either neighbour takes makes a step a wide one between narrow ones."""
 LEAST = 1e-6
@@ -97,23 +108,40 @@ def inverse(mass: float, early: float = EARLY) -> float:
 
 
 def even(sigmas: tuple[float, ...]) -> tuple[float, ...] | None:
-    """Where each of a flow model's T steps stands, 0 to T, counted by noise; None where it is its own number."""
+    """Where each of a flow model's T steps stands, 0 to T, counted by noise; None where it is its own number. The run
+    may begin or end on the way.
+    """
     total = len(sigmas) - 1
-    if total < 2 or sigmas[-1] > 0 or any(after >= before for before, after in itertools.pairwise(sigmas)):
+    if total < 2 or any(after >= before for before, after in itertools.pairwise(sigmas)):
         return None
     odds = [sigma / max(1 - sigma, LEAST) for sigma in sigmas]
     if _shift(odds) <= USUAL * (1 + ALIKE):
         return None
     left = [each / (each + USUAL) for each in odds]
-    return tuple(total * (left[0] - each) / left[0] for each in left[:-1])
+    return tuple(total * (left[0] - each) / (left[0] - left[-1]) for each in left[:-1])
+
+
+def begun(sigma: float, flow: bool) -> float:
+    """The share of the way from noise to picture that lies before a run's first noise level, by its u on a schedule of
+    shift USUAL: 0 for a whole run, 1 without noise. flow: whether the signal's scale is 1 - sigma, or 1.
+    """
+    odds = sigma / max(1 - sigma, LEAST) if flow else sigma
+    return max(1 - odds / (odds + USUAL) / WHOLE, 0.0)
+
+
+def late(early: float, begun: float) -> float:
+    """`early`, a length on the whole way, as a share of what is left of it behind this share."""
+    return early / max(1 - begun, LITTLE)
 
 
 def _shift(odds: Sequence[float]) -> float:
     """The shift s with which the middle step's u = odds / (odds + s) lies in the middle; infinite where none does."""
     middle = (len(odds) - 1) // 2
     share = middle / (len(odds) - 1)
-    below = (1 - share) * odds[0] - odds[middle]
-    return share * odds[0] * odds[middle] / below if below > 0 else math.inf
+    first, here, last = odds[0], odds[middle], odds[-1]
+    below = (1 - share) * first + share * last - here
+    above = here * (first + last) - (1 - share) * first * (here + last) - share * last * (first + here)
+    return above / below if below > 0 else math.inf
 
 
 def ending(sigmas: Sequence[float], log_noise: float, left: int) -> int:

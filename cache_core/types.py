@@ -20,7 +20,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .coefficients import Calibration
-from .placement import ending, even, ragged
+from .placement import begun, ending, even, ragged
 
 Figures = dict[str, Tensor]
 """Named scalars, 0-dim, on the device: raw figures of a signal in float32, accumulators in float64."""
@@ -176,6 +176,13 @@ class Step:
         """Where each step of the run counts when steps are placed (`placement.even`); None: at its own number."""
         whole = self.schedule is not None and self.schedule.flow and not self.schedule.open
         return even(self.schedule.sigmas) if self.schedule is not None and whole else None
+
+    @property
+    def begun(self) -> float:
+        """The share of the way from noise to picture before the run's first step (`placement.begun`)."""
+        if self.schedule is None or self.open:
+            return 0.0
+        return begun(self.schedule.sigmas[0], self.schedule.flow)
 
     @property
     def ragged(self) -> bool:

@@ -162,16 +162,20 @@ class Lab:
         sigmas: torch.Tensor | None = None,
         seed: int = 0,
         sampler: str = "euler",
+        latent: torch.Tensor | None = None,
     ) -> Sampled:
-        """One run with the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`."""
+        """One run with the scheduler simple, or on `sigmas`, through the host's `comfy.sample.sample`; latent: what
+        the noise is laid over, empty unless given.
+        """
         first_block = _first_block(model)
         before = self.pack.RUNS.newest(lambda _: True)
         wall, started = time.perf_counter(), self.clock()
         ticker = Ticker(self.device)
         handle = first_block.register_forward_hook(ticker.block)
         try:
-            latent = self.comfy.sample.sample(
-                model, noise, steps, cfg, sampler, "simple", positive, negative, torch.zeros_like(noise),
+            made = self.comfy.sample.sample(
+                model, noise, steps, cfg, sampler, "simple", positive, negative,
+                torch.zeros_like(noise) if latent is None else latent,
                 sigmas=sigmas, callback=ticker.tick, disable_pbar=True, seed=seed,
             )  # fmt: skip
         finally:
@@ -179,7 +183,7 @@ class Lab:
         total = self.clock() - started
         trace = self.pack.RUNS.newest(lambda _: True)
         own = trace if trace is not before else None
-        return Sampled(latent, ticker.seconds(), total, time.perf_counter() - wall, ticker.computed, own)
+        return Sampled(made, ticker.seconds(), total, time.perf_counter() - wall, ticker.computed, own)
 
     def about(self) -> dict[str, str]:
         """Machine and versions, for the foot of a table."""

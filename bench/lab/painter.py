@@ -25,12 +25,22 @@ class Painter:
         self.shape, self.identity = shape, identity
 
     def make(
-        self, model: Any, pair: Pair, steps: int, sigmas: torch.Tensor | None = None, sampler: str = "euler"
+        self,
+        model: Any,
+        pair: Pair,
+        steps: int,
+        sigmas: torch.Tensor | None = None,
+        sampler: str = "euler",
+        latent: torch.Tensor | None = None,
+        noisy: bool = True,
     ) -> Sampled:
-        """One run; the noise is the one that the seed gives in the host's own nodes."""
-        noise = self.lab.comfy.sample.prepare_noise(torch.zeros(self.shape), pair.seed)
+        """One run; the noise is the one that the seed gives in the host's own nodes. latent: what it starts from, with
+        that noise over it or, not `noisy`, as another run left it.
+        """
+        empty = torch.zeros(self.shape)
+        noise = self.lab.comfy.sample.prepare_noise(empty, pair.seed) if noisy else empty
         positive, negative = self.conditioning(pair.prompt), self.conditioning("")
-        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed, sampler)
+        return self.lab.sample(model, noise, positive, negative, pair.cfg, steps, sigmas, pair.seed, sampler, latent)
 
     def picture(self, latent: torch.Tensor) -> torch.Tensor:
         """b h w c, 0 to 1, float; frames of a video's decoder count as pictures, as in the host's node."""

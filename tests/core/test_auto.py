@@ -19,7 +19,20 @@ from cache_core.coefficients import IDENTITY
 from cache_core.corrections import Repay, amplification
 from cache_core.methods.auto import CUSTOM, _count
 from cache_core.methods.auto import auto as published
-from cache_core.placement import CALM, EARLY, FLAT, LIVELY, USUAL, even, following, opening, places, ragged
+from cache_core.placement import (
+    CALM,
+    EARLY,
+    FLAT,
+    LIVELY,
+    USUAL,
+    begun,
+    even,
+    following,
+    late,
+    opening,
+    places,
+    ragged,
+)  # fmt: skip
 from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
 from cache_core.trace import Recorder, report
@@ -281,6 +294,42 @@ def test_usual_schedules_are_placed_by_step(shift: float, noise: float) -> None:
     assert even(tuple(round(sigma, 3) for sigma in shifted(shift, 20))) is None  # the host's come from a table
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 10), (0, 15), (5, 15), (10, 20)])
+@pytest.mark.parametrize("shift", [5.0, 8.0, 13.0])
+def test_a_part_of_a_strongly_shifted_schedule_is_placed_by_noise(shift: float, first: int, last: int) -> None:
+    """Of two experts each: it stands where it does in the whole, from its own start to its own end."""
+    sigmas = shifted(shift, 20)
+    whole, part = even(sigmas), even(sigmas[first : last + 1])
+    assert whole is not None and part is not None and part[0] == 0
+    ends = [*whole, 20.0]
+    share = (last - first) / (ends[last] - ends[first])
+    assert part == pytest.approx([(each - ends[first]) * share for each in ends[first:last]])
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.999, 14.6, 80.0, 700.0])
+def test_a_run_that_begins_with_noise_is_a_whole_one(sigma: float) -> None:
+    assert begun(sigma, flow=sigma <= 1) == 0
+    assert late(EARLY, 0.0) == EARLY and late(EARLY, 0.5) == pytest.approx(2 * EARLY)
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0))
+def test_less_noise_at_the_start_is_further_on_the_way(one: float, other: float) -> None:
+    noisier, later = sorted((one, other), reverse=True)
+    assert 0 <= begun(noisier, flow=True) <= begun(later, flow=True) <= 1
+    assert begun(later, flow=True) == pytest.approx(begun(later / max(1 - later, 1e-6), flow=False))
+    assert EARLY <= late(EARLY, begun(noisier, flow=True)) <= late(EARLY, begun(later, flow=True)) < math.inf
+
+
+@pytest.mark.parametrize("noise", [0.75, 0.5, 0.3, 0.1])
+def test_the_start_of_a_part_takes_more_of_it(noise: float) -> None:
+    """Image to image: `early` is a length on the whole way. (Back-tests move the later places a little more.)"""
+    sigmas = shifted(1.5, 60, noise)
+    part, whole = (Run(60, moved(1.0), sigmas=each, computed=10).computed for each in (sigmas, shifted(1.5, 60)))
+    early = late(EARLY, begun(sigmas[0], flow=True))
+    assert part[:3] == places(60, 10, early=early)[:3] and len(part) == 10 and early > EARLY
+    assert whole[:3] == places(60, 10)[:3] and sum(part) > sum(whole)
+
+
 @pytest.mark.parametrize("shift", [5.0, 8.0, 13.0])
 def test_a_strongly_shifted_schedule_is_placed_by_noise(shift: float) -> None:
     """Its computed steps lie where those of the usual one lie in noise, later than by step."""
@@ -308,7 +357,7 @@ def test_every_falling_schedule_can_be_placed(levels: list[float], data: Any) ->
 
 def test_what_is_no_whole_falling_schedule_is_placed_by_step() -> None:
     assert even((1.0, 0.5)) is None
-    assert even((*shifted(13.0, 20)[:10],)) is None  # ends with noise left
+    assert even((*shifted(1.5, 20)[:10],)) is None  # ends with noise left
     assert even((1.0, 0.9, 0.9, 0.5, 0.1, 0.0)) is None
 
 

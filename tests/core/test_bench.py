@@ -30,7 +30,7 @@ from bench.lab.pairs import COUNT, cases, others
 from bench.lab.runner import Runner
 from bench.lab.store import Outcome, Store, code_version, method_files
 from bench.lab.studio import WORDS
-from bench.tables import ablation, auto, guidance, schedules, stochastic, unet
+from bench.tables import ablation, auto, guidance, partial, schedules, stochastic, unet
 from bench.tables import published as published_tables
 from bench.tables import speed as speed_command
 from bench.tables.exact import report as exact_report
@@ -264,10 +264,10 @@ def test_a_count_below_one_is_refused(name: str) -> None:
         options(name, "0")
 
 
-def test_a_gpu_s_page_of_the_moderate_model_is_not_the_cpu_s() -> None:
-    names = [speed_command.file_name(asked, speed_command.size_of(asked))
-             for asked in (options("--device", device) for device in ("cpu", "cuda"))]  # fmt: skip
-    assert names == ["speed", "speed-moderate-cuda"]
+def test_the_moderate_model_s_page_is_neither_a_gpu_s_nor_one_of_another_width() -> None:
+    made = [options("--device", device, *width) for width in ((), ("--hidden", "3072")) for device in ("cpu", "cuda")]
+    names = [speed_command.file_name(asked, speed_command.size_of(asked)) for asked in made]
+    assert names == ["speed", "speed-moderate-cuda", "speed-3072", "speed-moderate-3072-cuda"]
 
 
 class FakeEvent:
@@ -940,6 +940,28 @@ def test_other_noise_levels_say_where_the_sampler_breaks_down(distance: str, say
     assert f"Behind in every pair: {says}" in schedules.report(table, "")
 
 
+def test_parts_of_a_run_say_where_fewer_steps_are_closer() -> None:
+    rows = [
+        {"part": part, "sampler": "euler", "count": "5", "cfg": "1", "seed": str(seed), "way": way, "computed": "5",
+         "psnr": str(psnr)}
+        for part, gain in (("a", 2.0), ("b", -1.0))
+        for seed in (0, 1)
+        for way, psnr in (("Auto", 30 + gain + seed), ("fewer steps", 30.0 + seed))
+    ]  # fmt: skip
+    page = partial.report(rows, "somewhere")
+    assert "ahead of fewer steps in the mean in 1 of 2 settings; behind: euler, b, 5 of 20." in page
+    assert "| a | 32.5, +2.0 (+2.0 to +2.0) |" in page and "| b | 29.5, -1.0 (-1.0 to -1.0) |" in page
+    assert "pairs: 2." in page and page.endswith("somewhere\n")
+    assert "in 1 of 1 settings." in partial.report(rows[:4], "")
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_both_of_two_nodes_have_steps_of_their_own(steps: int) -> None:
+    splits = {part.name: part.split(steps) for part in partial.PARTS if part.first}
+    assert splits and all(2 <= first <= steps - 2 for first in splits.values())
+    assert partial.Part(denoise=0.5).split(steps) == steps
+
+
 def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None:
     for levels in (schedules.gap, schedules.turns):
         for steps in (10, 20):
@@ -950,7 +972,7 @@ def test_levels_by_hand_fall_from_one_to_nothing_whatever_their_number() -> None
 
 REPORTS = {
     "quality": quality_report.report, "ablation": ablation.report, "predictors": predictors_report.report,
-    "exact": exact_report.report, "schedules": schedules.report,
+    "exact": exact_report.report, "schedules": schedules.report, "partial": partial.report,
     "published": published_tables.report, "auto": auto.report, "stochastic": stochastic.report,
 }  # fmt: skip
 

@@ -216,6 +216,40 @@ def test_schedules_compares_runs_on_one_curve(folder: Path) -> None:
     assert "simple, shift 3" in (folder / "schedules.md").read_text("utf-8")
 
 
+def test_partial_compares_parts_of_a_run(folder: Path) -> None:
+    bench(folder, "partial", *SMALLER)
+    rows = {(row["part"], row["count"], row["way"]): row for row in table(folder / "partial.csv")}
+    assert {part for part, _, _ in rows} == {"image to image, denoise 0.5", "two nodes, 6 + 14 steps"}
+    for part, count, way in rows:
+        assert rows[part, count, way]["computed"] == count  # of both nodes together, the plain ones too
+        assert rows[part, count, "Auto"]["psnr"] != rows[part, count, "fewer steps"]["psnr"] != "inf"
+    assert "## CFG 1" in (folder / "partial.md").read_text("utf-8")
+
+
+IN_PARTS = """
+import torch
+from bench.lab import Lab, Studio
+from bench.lab.pairs import cases
+from bench.tables.partial import STEPS, Part, Partial
+with torch.inference_mode():
+    easel = Partial(Studio(Lab(), 8))
+    (pair,) = cases(1, 1.0)
+    whole = easel.studio.make(easel.studio.model, pair, STEPS, easel.studio.sigmas(STEPS)).latent
+    shared, ran = easel.run(pair, "euler", Part(first=6), STEPS, 0)
+    assert ran == STEPS and torch.allclose(shared, whole, atol=1e-4), (shared - whole).abs().max()
+    image, source = easel.run(pair, "euler", Part(denoise=0.3), STEPS, 0)[0], easel.source(pair)
+    assert 0.1 < (image - source).std() < 0.5 * (whole - source).std()
+    print("in parts")
+"""
+
+
+def test_a_run_in_two_nodes_is_the_run_in_one(folder: Path) -> None:
+    """Euler remembers nothing, so the second one needs only what the first one leaves; and with little noise over it
+    most of a picture stays.
+    """
+    assert "in parts" in printed(folder, IN_PARTS)
+
+
 def test_stochastic_compares_runs_on_one_path_of_noise(folder: Path) -> None:
     bench(folder, "stochastic", *SMALLER)
     rows = {(row["sampler"], row["way"]): row for row in table(folder / "stochastic.csv")}
@@ -272,7 +306,7 @@ def check_common(rows: dict[tuple[str, str], dict[str, str]], steps: str) -> Non
 
 
 def test_speed_times_every_arm(folder: Path) -> None:
-    rows = speeds(folder, "speed", "--hidden", "128", "--single", "1", "--steps", "10", "7")
+    rows = speeds(folder, "speed-128", "--hidden", "128", "--single", "1", "--steps", "10", "7")
     for steps in ("10", "7"):
         check_common(rows, steps)
         for arm in ("SpectralCache", "SpectralCache Auto", "FreqCa, DCT", "FreqCa, FFT", "FreqCa, no transform"):
@@ -282,7 +316,7 @@ def test_speed_times_every_arm(folder: Path) -> None:
     assert rows["", "run with gate never over no node"]["target"] == "0.5"
     idle = rows["", "gate never, own time an evaluation"]
     assert idle["unit"] == "ms" and abs(value(idle)) < 50
-    page = (folder / "speed.md").read_text("utf-8")
+    page = (folder / "speed-128.md").read_text("utf-8")
     assert "not FLUX.1 on a GPU" in page and "10 and 7 steps, euler, 1 round " in page
     assert page.index("## 10 steps") < page.index("## 7 steps") < page.index("## Whatever the steps")
 

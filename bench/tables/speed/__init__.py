@@ -91,11 +91,12 @@ def positive(text: str) -> int:
 
 
 def file_name(options: argparse.Namespace, size: Size) -> str:
-    """Of table and page: neither a reduced model's nor a GPU's may look like another's."""
+    """Of table and page: neither a reduced model's nor a GPU's may look like another's, nor one of another width."""
     from bench.lab.sizes import REAL
 
     if options.model == MODERATE:
-        return "speed" if options.device == "cpu" else "speed-moderate-cuda"
+        width = "" if size.hidden == HIDDEN else f"-{size.hidden}"
+        return f"speed{width}" if options.device == "cpu" else f"speed-moderate{width}-cuda"
     return f"speed-{options.model}" if size == REAL[options.model] else f"speed-{options.model}-reduced"
 
 
