@@ -142,6 +142,23 @@ def carry_out_records(
     return written(options, name, make, report, folder, also, model)
 
 
+def carry_out_pairs(
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[Studio, int, bool], Iterable[Record]],
+    pairs: int,
+    report: Report,
+) -> int:
+    """The same for records of Auto that can be cut short. `measure`: with so many pairs, `pairs` unless told, and
+    whether short.
+    """
+
+    def records(studio: Studio) -> Iterable[Record]:
+        return measure(studio, options.pairs or (1 if options.quick else pairs), options.quick)
+
+    return carry_out_records(options, name, records, ["auto"], report, quick_folder(options))
+
+
 def written(
     options: argparse.Namespace,
     name: str,

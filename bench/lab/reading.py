@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.lab.intervals import Interval, at, paired
 from bench.lab.presets import FEWER
-from bench.lab.table import fixed, number
+from bench.lab.table import fixed, number, parted
 
 Row = Mapping[str, str]
 BUDGETS = (1.5, 2.0, 3.0, 4.0, 5.0)
@@ -21,10 +21,7 @@ LOOKS = {"feature": "feature distance", "flip": "FLIP"}
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows of each number of steps, guidance and sampler, in the order of the file."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["steps"], row["cfg"], row["sampler"]), []).append(row)
-    return list(found.values())
+    return list(parted(rows, "steps", "cfg", "sampler").values())
 
 
 def main_group(rows: Sequence[Row]) -> list[Row]:
@@ -33,10 +30,7 @@ def main_group(rows: Sequence[Row]) -> list[Row]:
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["family"], []).append(row)
-    return found
+    return {family: found for (family,), found in parted(rows, "family").items()}
 
 
 def title(rows: Sequence[Row]) -> str:

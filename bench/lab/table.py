@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.lab.intervals import paired
@@ -60,6 +60,20 @@ def fixed(value: float, places: int, sign: bool = False) -> str:
     if math.isinf(value):
         return "identical"
     return f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+
+
+def parted(rows: Iterable[Mapping[str, str]], *columns: str) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
+    """A CSV's rows by what they have in these columns, in the order of the file."""
+    found: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def ways(rows: Iterable[Mapping[str, str]], *names: str) -> Iterator[list[float]]:
+    """The PSNR of each of these ways, pair by pair."""
+    found = parted(rows, "way")
+    return ([number(row["psnr"]) for row in found.get((name,), [])] for name in names)
 
 
 def document(*parts: str) -> str:

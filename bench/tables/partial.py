@@ -19,7 +19,7 @@ from bench.lab import Pair, Studio, fill
 from bench.lab.arms import method_version
 from bench.lab.easel import Easel, Seen
 from bench.lab.pairs import SHOWN, cases
-from bench.lab.table import document, fixed, gained, markdown, number
+from bench.lab.table import document, fixed, gained, markdown, number, parted, ways
 from cache_core import methods
 from cache_core.metrics import psnr
 
@@ -134,19 +134,13 @@ def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, objec
 Rows = Sequence[Mapping[str, str]]
 
 
-def values(rows: Rows) -> tuple[list[float], list[float]]:
-    """PSNR of Auto and of fewer steps, pair by pair."""
-    ours, fewer = ([number(row["psnr"]) for row in rows if row["way"] == way] for way in (AUTO, FEWER))
-    return ours, fewer
-
-
 def verdict(cells: Mapping[tuple[str, ...], Rows]) -> str:
     """Where Auto is behind fewer steps in the mean."""
-    behind = [
-        f"{sampler}, {part}, {count} of {STEPS}"
-        for (part, sampler, count), rows in cells.items()
-        if statistics.fmean(values(rows)[0]) < statistics.fmean(values(rows)[1])
-    ]
+    behind = []
+    for (part, sampler, count), rows in cells.items():
+        ours, fewer = map(statistics.fmean, ways(rows, AUTO, FEWER))
+        if ours < fewer:
+            behind.append(f"{sampler}, {part}, {count} of {STEPS}")
     text = f"Auto is ahead of fewer steps in the mean in {len(cells) - len(behind)} of {len(cells)} settings"
     return f"{text}; behind: {'; '.join(behind)}." if behind else f"{text}."
 
@@ -154,11 +148,8 @@ def verdict(cells: Mapping[tuple[str, ...], Rows]) -> str:
 def report(rows: Rows, about: str) -> str:
     """docs/partial.md."""
     text = []
-    for cfg in dict.fromkeys(row["cfg"] for row in rows):
-        cells: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        for row in rows:
-            if row["cfg"] == cfg:
-                cells.setdefault((row["part"], row["sampler"], row["count"]), []).append(row)
+    for (cfg,), guided in parted(rows, "cfg").items():
+        cells = parted(guided, "part", "sampler", "count")
         columns = dict.fromkeys((sampler, count) for _, sampler, count in cells)
         names = dict.fromkeys(part for part, _, _ in cells)
         body = [[name, *(_cell(cells[name, sampler, count]) for sampler, count in columns)] for name in names]
@@ -178,7 +169,7 @@ def report(rows: Rows, about: str) -> str:
 
 
 def _cell(rows: Rows) -> str:
-    ours, fewer = values(rows)
+    ours, fewer = ways(rows, AUTO, FEWER)
     return f"{fixed(statistics.fmean(ours), 1)}, {gained(ours, fewer)}"
 
 
@@ -188,7 +179,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    def records(studio: Studio) -> Iterator[dict[str, object]]:
-        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
-
-    return fill.carry_out_records(options, "partial", records, ["auto"], report, fill.quick_folder(options))
+    return fill.carry_out_pairs(options, "partial", measure, PAIRS, report)

@@ -22,7 +22,7 @@ from bench.lab.arms import method_version
 from bench.lab.easel import CONVERGED, Easel, Seen
 from bench.lab.pairs import cases
 from bench.lab.presets import auto
-from bench.lab.table import document, fixed, gained, markdown, number
+from bench.lab.table import document, fixed, gained, markdown, number, parted, ways
 
 STEPS, COUNT, PAIRS = 20, 10, 6
 GUIDANCE = (1.0, 3.0)
@@ -127,19 +127,13 @@ def measure(studio: Studio, pairs: int, quick: bool) -> Iterator[dict[str, objec
                         }  # fmt: skip
 
 
-def values(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[float]]:
-    """PSNR of Auto and of fewer steps, pair by pair."""
-    ours, fewer = ([number(row["psnr"]) for row in rows if row["way"] == way] for way in (AUTO, FEWER))
-    return ours, fewer
-
-
-def behind(cells: Mapping[tuple[str, str], Sequence[Mapping[str, str]]]) -> str:
+def behind(cells: Mapping[tuple[str, ...], Sequence[Mapping[str, str]]]) -> str:
     """Which combinations are behind fewer steps, in every pair or in the mean."""
     certain, mean = [], []
     for (curve, sampler), rows in cells.items():
-        gains = [ours - fewer for ours, fewer in zip(*values(rows), strict=True)]
+        gains = [ours - fewer for ours, fewer in zip(*ways(rows, AUTO, FEWER), strict=True)]
         if sum(gains) < 0:
-            own = [number(row["psnr"]) for row in rows if row["way"] == FULL]
+            (own,) = ways(rows, FULL)
             far = f" (its full run is {fixed(statistics.fmean(own), 0)} dB from the exact picture)" if own else ""
             name = f"{sampler} on {curve}"
             (certain if max(gains) < 0 else mean).append(name + far if own and statistics.fmean(own) < BROKEN else name)
@@ -152,13 +146,10 @@ def behind(cells: Mapping[tuple[str, str], Sequence[Mapping[str, str]]]) -> str:
 def report(rows: Sequence[Mapping[str, str]], about: str) -> str:
     """docs/schedules.md."""
     parts = []
-    for cfg in dict.fromkeys(row["cfg"] for row in rows):
-        cells: dict[tuple[str, str], list[Mapping[str, str]]] = {}
-        for row in rows:
-            if row["cfg"] == cfg:
-                cells.setdefault((row["curve"], row["sampler"]), []).append(row)
+    for (cfg,), guided in parted(rows, "cfg").items():
+        cells = parted(guided, "curve", "sampler")
         names, own = dict.fromkeys(curve for curve, _ in cells), dict.fromkeys(sampler for _, sampler in cells)
-        body = [[name, *(gained(*values(cells[name, sampler])) for sampler in own)] for name in names]
+        body = [[name, *(gained(*ways(cells[name, sampler], AUTO, FEWER)) for sampler in own)] for name in names]
         parts += [f"## CFG {number(cfg):g}", behind(cells), markdown(["", *own], body)]
     pairs = len({row["seed"] for row in rows})
     mine = [row for row in rows if row["way"] == AUTO]
@@ -182,7 +173,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    def records(studio: Studio) -> Iterator[dict[str, object]]:
-        return measure(studio, options.pairs or (1 if options.quick else PAIRS), options.quick)
-
-    return fill.carry_out_records(options, "schedules", records, ["auto"], report, fill.quick_folder(options))
+    return fill.carry_out_pairs(options, "schedules", measure, PAIRS, report)
