@@ -62,7 +62,7 @@ class Partial(Easel):
     """Runs of one small model."""
 
     def __init__(self, studio: Studio) -> None:
-        super().__init__(studio, "partial")
+        super().__init__(studio, "partial", f"{STEPS} steps, {SOURCE}, {OTHER} on")
         self._code = method_version(("auto",))
         self._shown: dict[str, Tensor] = {}
 

@@ -32,7 +32,7 @@ from cache_core.placement import (
     opening,
     places,
     ragged,
-)  # fmt: skip
+)
 from cache_core.session import Session, flow_noise
 from cache_core.spectrum import Rings
 from cache_core.trace import Recorder, report

@@ -264,10 +264,12 @@ def test_a_count_below_one_is_refused(name: str) -> None:
         options(name, "0")
 
 
-def test_the_moderate_model_s_page_is_neither_a_gpu_s_nor_one_of_another_width() -> None:
+def test_the_moderate_model_s_page_is_neither_a_gpu_s_nor_one_of_another_size() -> None:
     made = [options("--device", device, *width) for width in ((), ("--hidden", "3072")) for device in ("cpu", "cuda")]
     names = [speed_command.file_name(asked, speed_command.size_of(asked)) for asked in made]
     assert names == ["speed", "speed-moderate-cuda", "speed-3072", "speed-moderate-3072-cuda"]
+    shallow = options("--double", "1")
+    assert speed_command.file_name(shallow, speed_command.size_of(shallow)) == "speed-512"
 
 
 class FakeEvent:

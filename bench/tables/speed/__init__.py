@@ -91,11 +91,11 @@ def positive(text: str) -> int:
 
 
 def file_name(options: argparse.Namespace, size: Size) -> str:
-    """Of table and page: neither a reduced model's nor a GPU's may look like another's, nor one of another width."""
-    from bench.lab.sizes import REAL
+    """Of table and page: neither another size's nor a GPU's may look like another's."""
+    from bench.lab.sizes import REAL, moderate
 
     if options.model == MODERATE:
-        width = "" if size.hidden == HIDDEN else f"-{size.hidden}"
+        width = "" if size == moderate(HIDDEN, DOUBLE, SINGLE, SIDE) else f"-{size.hidden}"
         return f"speed{width}" if options.device == "cpu" else f"speed-moderate{width}-cuda"
     return f"speed-{options.model}" if size == REAL[options.model] else f"speed-{options.model}-reduced"
 
