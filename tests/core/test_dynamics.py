@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.tables.dynamics import measure
-from bench.tables.dynamics.measure import Look, Reuse, Stale, depth, sensitivity, visited
+from bench.tables.dynamics.measure import FluxTrunk, Look, QwenTrunk, Reuse, Stale, depth, sensitivity, visited
 from bench.tables.dynamics.report import arms, curve, fit, ranked, report
 
 STEPS = 4
@@ -40,6 +40,7 @@ class Toy(nn.Module):
         super().__init__()
         self.double_blocks = nn.ModuleList([Double()])
         self.single_blocks = nn.ModuleList([Single(), Single()])
+        self.final_layer = nn.Identity()
 
     def forward(self, value: float, step: float) -> float:
         img, txt = self.double_blocks[0](img=torch.full((1, 1, 1), value), txt=torch.zeros(1, 1, 1), step=step)
@@ -49,17 +50,43 @@ class Toy(nn.Module):
         return float(x[0, 1, 0])
 
 
+class QwenDouble(nn.Module):
+    """The same under Qwen-Image's names, which returns the text first."""
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        hidden_states += step
+        encoder_hidden_states += 10
+        return encoder_hidden_states, hidden_states
+
+
+class QwenToy(nn.Module):
+    """Three double blocks; one image and two text tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList([QwenDouble(), QwenDouble(), QwenDouble()])
+        self.proj_out = nn.Identity()
+        self.text = 0.0
+
+    def forward(self, value: float, step: float) -> float:
+        img, txt = torch.full((1, 1, 1), value), torch.zeros(1, 2, 1)
+        for block in self.transformer_blocks:
+            txt, img = block(hidden_states=img, encoder_hidden_states=txt, step=step)
+        self.text = float(txt.mean())
+        return float(self.proj_out(img))
+
+
 def run(visit: Any) -> list[float]:
     """The image token at each step; the value that enters is 1000 times the step."""
     toy = Toy()
-    with visited(toy, visit):
+    with visited(FluxTrunk(toy), visit):
         return [toy(1000.0 * step, float(step)) for step in range(STEPS)]
 
 
 def test_a_visit_that_exchanges_nothing_changes_nothing() -> None:
     assert run(lambda *_: None) == [0, 1201, 2402, 3603]
     toy = Toy()
-    with visited(toy, lambda *_: (torch.zeros(1), torch.zeros(1))):
+    with visited(FluxTrunk(toy), lambda *_: (torch.zeros(1), torch.zeros(1))):
         pass
     assert toy(1000.0, 1.0) == 1201, "no hook is left"
 
@@ -73,18 +100,36 @@ def test_reuse_gives_the_last_output_or_what_the_trunk_added_at_one_step_only() 
 def test_stale_blocks_add_what_they_added_at_the_first_step() -> None:
     toy = Toy()
     stale = Stale(frozenset({0, 2}))
-    with visited(toy, stale):
+    with visited(FluxTrunk(toy), stale):
         seen = [toy(1000.0 * step, float(step + 1)) for step in range(STEPS)]  # steps add 1, 2, ...
     assert seen == [201, 1000 + 1 + 200 + 100, 2000 + 1 + 300 + 100, 3000 + 1 + 400 + 100]
 
 
 def test_a_look_keeps_copies_of_what_blocks_write_over() -> None:
-    look = Look(Toy(), 1)
-    with visited(look.model, look):
+    look = Look(FluxTrunk(Toy()), 1)
+    with visited(look.trunk, look):
         for step in range(3):
-            look.model(1000.0 * step, float(step))
+            look.trunk.model(1000.0 * step, float(step))
     values = [[float(each.flatten()[0]) for each in kept] for kept in (look.entry, look.middle, look.last)]
     assert values == [[0, 1000, 2000], [0, 1101, 2202], [0, 1201, 2402]]
+
+
+def test_qwen_images_streams_are_told_apart() -> None:
+    def run_qwen(visit: Any) -> list[tuple[float, float]]:
+        toy = QwenToy()
+        with visited(QwenTrunk(toy), visit):
+            return [(toy(1000.0 * step, float(step)), toy.text) for step in range(STEPS)]
+
+    assert run_qwen(lambda *_: None) == [(0, 30), (1003, 30), (2006, 30), (3009, 30)]
+    assert run_qwen(Reuse(2, 2, residual=False)) == [(0, 30), (1003, 30), (1003, 30), (3009, 30)]
+    assert run_qwen(Reuse(2, 2, residual=True)) == [(0, 30), (1003, 30), (2003, 30), (3009, 30)]
+    assert run_qwen(Stale(frozenset({1}))) == [(0, 30), (1002, 30), (2004, 30), (3006, 30)]
+    look = Look(QwenTrunk(QwenToy()), 1)
+    with visited(look.trunk, look):
+        for step in range(3):
+            look.trunk.model(1000.0 * step, float(step))
+    values = [[float(each.flatten()[0]) for each in kept] for kept in (look.entry, look.middle, look.last)]
+    assert values == [[0, 1000, 2000], [0, 1002, 2004], [0, 1003, 2006]]
 
 
 def test_sets_of_blocks_are_what_they_are_called() -> None:

@@ -200,9 +200,12 @@ def test_a_checkpoint_is_its_parts_in_one_file(
     assert figures[0] == figures[1] and len(figures[0]) > 8
 
 
-def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(bench: Bench, host: Any, tmp_path: Path) -> None:
-    assert bench("dynamics", "--quick", "--side", "12", "--model", "flux-guided") == 0
-    with open(tmp_path / "out" / "dynamics-flux-guided.csv", encoding="utf-8", newline="") as handle:
+@pytest.mark.parametrize("model", ["flux-guided", "qwen"])
+def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(
+    bench: Bench, host: Any, tmp_path: Path, model: str
+) -> None:
+    assert bench("dynamics", "--quick", "--side", "12", "--model", model) == 0
+    with open(tmp_path / "out" / f"dynamics-{model}.csv", encoding="utf-8", newline="") as handle:
         found = list(csv.DictReader(handle))
     parts = {(row["part"], row["series"]) for row in found}
     assert {part for part, _ in parts} == {
@@ -212,5 +215,5 @@ def test_dynamics_measures_every_part_and_leaves_the_model_as_it_was(bench: Benc
     assert all(-1.001 <= float(row["value"]) <= 1.001 for row in found if row["part"] in ("similarity", "continuity"))
     start = {int(row["x"]): float(row["value"]) for row in found if row["series"] == "from the start"}
     assert len(set(start.values())) == len(start) > 1  # each choice of blocks is another run
-    page = (tmp_path / "out" / "dynamics-flux-guided.md").read_text("utf-8")
+    page = (tmp_path / "out" / f"dynamics-{model}.md").read_text("utf-8")
     assert "published" in page and "§3.3" in page

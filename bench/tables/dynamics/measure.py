@@ -1,4 +1,4 @@
-"""What `bench dynamics` measures of the small FLUX: forced reuse, and what its streams do from step to step.
+"""What `bench dynamics` measures of a small model: forced reuse, and what its streams do from step to step.
 
 Everything goes through torch's own hooks on the blocks: a run is the host's, with one block's result exchanged.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.lab.pairs import Pair
 from bench.lab.studio import Studio
-from cache_core.models.flux import ARCHITECTURE
+from cache_core.models import flux, qwen_image
 from cache_core.spectrum import Rings
 
 STEPS, CFG = 20, 1.0
@@ -42,34 +42,79 @@ Visit = Callable[[int, int, Streams, Streams], Streams | None]
 Record = dict[str, object]
 
 
-def blocks(model: Any) -> list[Any]:
-    return [*model.double_blocks, *model.single_blocks]
+class FluxTrunk:
+    """The host's blocks of FLUX: double ones, then single ones with both streams in one."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.blocks = [*model.double_blocks, *model.single_blocks]
+        self.ending = model.final_layer
+        self._doubles = len(model.double_blocks)
+
+    def entered(self, block: int, args: Any, kwargs: Any) -> Streams:
+        return (kwargs["img"], kwargs["txt"]) if block < self._doubles else (args[0],)
+
+    def left(self, block: int, output: Any) -> Streams:
+        return output if block < self._doubles else (output,)
+
+    def instead(self, block: int, streams: Streams) -> Any:
+        return streams if block < self._doubles else streams[0]
+
+    def modulated(self, kwargs: Any) -> Tensor:
+        return flux.ARCHITECTURE.modulated(self.model, kwargs["img"], kwargs["vec"])
+
+
+class QwenTrunk:
+    """The host's blocks of Qwen-Image: double ones alone, which return the text first."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.blocks = list(model.transformer_blocks)
+        self.ending = model.proj_out
+
+    def entered(self, block: int, args: Any, kwargs: Any) -> Streams:
+        return kwargs["hidden_states"], kwargs["encoder_hidden_states"]
+
+    def left(self, block: int, output: Any) -> Streams:
+        txt, img = output
+        return img, txt
+
+    def instead(self, block: int, streams: Streams) -> Any:
+        img, txt = streams
+        return txt, img
+
+    def modulated(self, kwargs: Any) -> Tensor:
+        return qwen_image.ARCHITECTURE.modulated(self.model, kwargs["hidden_states"], kwargs["temb"])
+
+
+Trunk = FluxTrunk | QwenTrunk
+
+
+def trunk_of(model: Any) -> Trunk:
+    return QwenTrunk(model) if qwen_image.ARCHITECTURE.matches(model) else FluxTrunk(model)
 
 
 @contextmanager
-def visited(model: Any, visit: Visit) -> Iterator[None]:
+def visited(trunk: Trunk, visit: Visit) -> Iterator[None]:
     """`visit` is called behind every block; the model is called once a step. What entered is copied before: the host's
     blocks add to it in place.
     """
     step = itertools.count(-1)
     now = [next(step)]
     entered: list[Streams] = [()]
-    doubles = len(model.double_blocks)
 
     def begin(*_: Any) -> None:
         now[0] = next(step)
 
     def before(block: int, module: Any, args: Any, kwargs: Any) -> None:
-        streams = (kwargs["img"], kwargs["txt"]) if block < doubles else (args[0],)
-        entered[0] = tuple(stream.clone() for stream in streams)
+        entered[0] = tuple(stream.clone() for stream in trunk.entered(block, args, kwargs))
 
     def behind(block: int, module: Any, args: Any, output: Any) -> Any:
-        double = block < doubles
-        instead = visit(now[0], block, entered[0], output if double else (output,))
-        return None if instead is None else instead if double else instead[0]
+        instead = visit(now[0], block, entered[0], trunk.left(block, output))
+        return None if instead is None else trunk.instead(block, instead)
 
-    handles = [model.register_forward_pre_hook(begin)]
-    for i, each in enumerate(blocks(model)):
+    handles = [trunk.model.register_forward_pre_hook(begin)]
+    for i, each in enumerate(trunk.blocks):
         handles.append(each.register_forward_pre_hook(partial(before, i), with_kwargs=True))
         handles.append(each.register_forward_hook(partial(behind, i)))
     try:
@@ -82,6 +127,14 @@ def visited(model: Any, visit: Visit) -> Iterator[None]:
 def joined(streams: Streams) -> Tensor:
     """Text and image in one, as single blocks have it."""
     return streams[0] if len(streams) == 1 else torch.cat((streams[1], streams[0]), dim=1)
+
+
+def parted(whole: Tensor, like: Streams) -> Streams:
+    """What was joined, in the streams of `like`."""
+    if len(like) == 1:
+        return (whole,)
+    text = like[1].shape[1]
+    return whole[:, text:], whole[:, :text]
 
 
 class Reuse:
@@ -99,8 +152,8 @@ class Reuse:
             return None
         assert self.entry is not None
         base = self.entry if self.residual else torch.zeros_like(self.entry)
-        before, self.kept = self.kept, left[0] - base
-        return None if step != self.at or before is None else (base + before,)
+        before, self.kept = self.kept, joined(left) - base
+        return None if step != self.at or before is None else parted(base + before, left)
 
 
 class Stale:
@@ -122,8 +175,8 @@ class Stale:
 class Look:
     """A full run, step by step: the modulated input, and the image tokens where a cache would take them."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
-        self.model, self.tokens = model, tokens
+    def __init__(self, trunk: Trunk, tokens: int) -> None:
+        self.trunk, self.tokens = trunk, tokens
         self.modulated: list[Tensor] = []
         self.entry: list[Tensor] = []
         self.middle: list[Tensor] = []
@@ -131,7 +184,7 @@ class Look:
         self.output: list[Tensor] = []
 
     def __call__(self, step: int, block: int, entered: Streams, left: Streams) -> None:
-        count = len(blocks(self.model))
+        count = len(self.trunk.blocks)
         if block == 0:
             self.entry.append(entered[0])
         for where, kept in ((count // 2, self.middle), (count - 1, self.last)):
@@ -140,17 +193,15 @@ class Look:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        first = self.model.double_blocks[0]
-
         def before(_module: Any, _args: Any, kwargs: Any) -> None:
-            self.modulated.append(ARCHITECTURE.modulated(self.model, kwargs["img"], kwargs["vec"]))
+            self.modulated.append(self.trunk.modulated(kwargs))
 
         handles = [
-            first.register_forward_pre_hook(before, with_kwargs=True),
-            self.model.final_layer.register_forward_hook(lambda _m, _a, out: self.output.append(out.clone())),
+            self.trunk.blocks[0].register_forward_pre_hook(before, with_kwargs=True),
+            self.trunk.ending.register_forward_hook(lambda _m, _a, out: self.output.append(out.clone())),
         ]
         try:
-            with visited(self.model, self):
+            with visited(self.trunk, self):
                 yield
         finally:
             for handle in handles:
@@ -160,8 +211,8 @@ class Look:
 def measure(studio: Studio, text: str, seed: int, quick: bool = False) -> Iterator[Record]:
     """Every figure of one prompt and seed, a record each."""
     pair = Pair(text, seed, CFG)
-    model = studio.model.model.diffusion_model
-    look = Look(model, (studio.side // 2) ** 2)
+    trunk = trunk_of(studio.model.model.diffusion_model)
+    look = Look(trunk, (studio.side // 2) ** 2)
     with look.looking():
         full = sampled(studio, pair)
 
@@ -169,10 +220,10 @@ def measure(studio: Studio, text: str, seed: int, quick: bool = False) -> Iterat
         return {"part": part, "series": series, "x": float(x), "value": float(value), "seed": seed}
 
     def error(visit: Visit) -> float:
-        with visited(model, visit):
+        with visited(trunk, visit):
             return float((sampled(studio, pair) - full).norm())
 
-    total = len(blocks(model))
+    total = len(trunk.blocks)
     for series, x, reuse in sensitivity(total, quick):
         yield record("sensitivity", series, x, error(reuse))
     for series, x, chosen in depth(total, random.Random(seed), quick):

@@ -204,7 +204,7 @@ def report(rows: Sequence[Row], about: str) -> str:
     verdict = f"As published: {', '.join(alike) or 'nothing'}. Not as published: {', '.join(other) or 'nothing'}."
     return document(
         "# Dynamics",
-        f"Does the small FLUX behave as the models of the papers do? Euler, 20 steps, CFG 1, "
+        f"Does this model behave as those of the papers do? Euler, 20 steps, CFG 1, "
         f"{seeds} prompt and seed pairs (the paper: FLUX.1-schnell, 20 steps, 5 samples). Few pairs: directions can be "
         "read, second digits cannot.",
         "![The same as curves](dynamics.png)",
