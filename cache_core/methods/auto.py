@@ -2,9 +2,9 @@
 
 Of T steps exactly round(T / speedup) are computed (`gates.Budget`), placed early-dense, the less so the less changes
 between the first two, with a shorter last gap (`placement`). Between them each band of the feature follows its last
-slope as far as the run's own back-test supports it (`backtest`); when the next step has been computed, the skipped ones
-before it are interpolated, and that step pays back what the sampler has drifted by (`corrections.Repay`). The back-test
-is also the estimate of the error.
+slope, and how that turned, as far as the run's own back-test supports it (`backtest`); when the next step has been
+computed, the skipped ones before it are interpolated, and that step pays back what the sampler has drifted by
+(`corrections.Repay`). The back-test is also the estimate of the error.
 
 `computed` says how many instead, whatever T is: steps that are not computed are nearly free, so that 100 steps with 12
 of them computed come closer to the exact picture than 28 with 12.

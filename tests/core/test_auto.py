@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_core import methods
-from cache_core.backtest import EDGES, GAINS, MOST_GAIN, BackTested
+from cache_core.backtest import BENT, CURVE, EDGES, FAR, GAINS, MOST_GAIN, SLOPE, TESTED, BackTested
 from cache_core.coefficients import IDENTITY
 from cache_core.corrections import Repay, amplification
 from cache_core.methods.auto import CUSTOM, _count
@@ -565,6 +565,85 @@ def test_what_turns_back_is_held_and_what_runs_away_is_reined_in() -> None:
     assert torch.allclose(away.at(-1.0), base + (4 + MOST_GAIN * 3) * slope, atol=1e-4)
 
 
+def test_a_bend_is_followed_once_a_bend_came_true() -> None:
+    """A parabola in time with a slope and a bend of different shapes: what is left of the slope's error is the part of
+    the bend that looks like the slope. Until a bend has been tested there is none.
+    """
+    parabola = polynomial(1.0, 0.7, 0.3)
+    learned, left = Learned(1), []
+    for i, time in enumerate((3.0, 2.5, 1.9, 1.2, 0.4)):
+        learned.add(time, parabola(at_time(time)))
+        assert (CURVE in learned.learned) == (i >= 3)
+        whole = learned.at(-0.2)
+        newest = learned.history[-1]
+        kept = {name: tensor for name, tensor in newest.learned.items() if name in (SLOPE, GAINS)}
+        without = (*learned.history[:-1], replace(newest, learned=kept))
+        straight = learned.predictor.predict(without, at_time(-0.2), GRID)
+        true = parabola(at_time(-0.2))
+        left.append(float((whole - true).norm() / (straight - true).norm()))
+    assert left[:3] == [1, 1, 1] and max(left[3:]) < 0.8
+
+
+def test_the_second_term_is_newtons() -> None:
+    """Slope and bend at right angles, both foretold in full, uneven gaps: the forecast is the parabola itself."""
+    one, other = (Rings(None, (), CPU).forward(torch.eye(2)[i].reshape(1, 2, 1)) for i in (0, 1))
+    history = tuple(Feature(at_time(t), t * one + t * t * other) for t in (3.0, 2.2, 0.9))
+    newest = replace(history[-1], learned={})
+    learned, _ = BackTested(1).learn(history[:-1], replace(newest, learned={BENT: torch.ones(1, 1)}))
+    slope = history[-1].value - history[-2].value
+    whole = {**learned, SLOPE: slope}
+    told = BackTested(1).predict((*history[:-1], replace(newest, learned=whole)), at_time(-0.3))
+    assert torch.allclose(told, -0.3 * one + 0.09 * other, atol=1e-5)
+
+
+def test_no_bend_is_followed_further_than_it_was_foretold() -> None:
+    """It comes nearly nine times as large: it counts once."""
+    one, other = (torch.eye(2)[i].reshape(1, 2, 1) for i in (0, 1))
+    learned = Learned(1)
+    for time, bend in ((3.0, 0.0), (2.0, 0.0), (1.0, 1.0), (0.0, 11.0)):
+        learned.add(time, time * one + bend * other, None)
+    assert torch.equal(learned.learned[BENT], torch.ones(1, 1))
+
+
+def test_one_lucky_bend_is_not_enough() -> None:
+    """A bend that comes as foretold once, and not at all the next time, is followed no more; two tests count alike."""
+    one, other = (torch.eye(2)[i].reshape(1, 2, 1) for i in (0, 1))
+
+    def bent(*levels: float) -> list[float]:
+        learned, found = Learned(1), []
+        for i, level in enumerate(levels):
+            learned.add(3.0 - i, 100 * (3.0 - i) * one + level * other, None)
+            found += [round(float(learned.learned[name]), 2) for name in (BENT, TESTED) if name in learned.learned]
+        return found
+
+    assert bent(0, 1, 4, 9, 16) == [1, 1, 1, 1]
+    assert bent(0, 1, 4, 9, 14) == [1, 1, 0, 0]
+    assert bent(0, 1, 4, 8, 12.5) == [0.5, 0.5, 0.5, 0.5]
+    assert bent(0, 1, 4, 9, 14.5) == [1, 1, 0.5, 0.25]
+
+
+def test_what_swings_has_no_bend() -> None:
+    """Up and down by turns: the bend that was foretold comes the other way round."""
+    base, swing = noise(1), noise(2)
+    learned = Learned()
+    for i, time in enumerate((3.0, 2.0, 1.0, 0.0, -1.0)):
+        learned.add(time, base + (-1) ** i * swing)
+    assert torch.equal(learned.learned[BENT], torch.zeros(SHAPE[0], 3))
+    assert torch.allclose(learned.at(-3.0), base + swing, atol=1e-5)
+
+
+def test_a_bend_is_not_followed_beyond_a_few_gaps() -> None:
+    """Behind a step of next to nothing the second term would grow with the square of a huge number."""
+    parabola = polynomial(1.0, 0.7, 0.3)
+    learned = Learned(1)
+    for time in (3.0, 2.0, 1.0, 0.0, -0.001):
+        learned.add(time, parabola(at_time(time)))
+    straight = learned.learned[SLOPE]
+    curve = learned.learned[CURVE]
+    value = learned.history[-1].value
+    assert torch.allclose(learned.at(-1.001), value + 1000 * straight + FAR * (FAR + 1) * curve, rtol=1e-3, atol=1e-3)
+
+
 def test_bands_are_tested_apart() -> None:
     """Coarse structure keeps its slope, fine detail turns back: one is followed, the other held."""
     coarse = torch.ones(1, 12, 1)
@@ -849,13 +928,13 @@ def test_a_wide_tolerance_costs_no_more_than_what_the_first_estimate_needs() -> 
     assert run.computed[:3] == [0, 1, 2] and len(run.computed) == 10
 
 
-def test_memory_is_two_features_and_a_slope_a_lane() -> None:
+def test_memory_is_three_features_a_slope_and_a_bend_a_lane() -> None:
     """And a few scalars; nothing after the run."""
     method = auto()
     recorder = Recorder(method.name, {}, "toy", "model", 20)
     run = Run(20, anything)
     one = 4 * torch.zeros(SHAPE).numel()
-    assert 3 * one <= run.recorder.cache_bytes <= 3 * one + 200
+    assert 5 * one <= run.recorder.cache_bytes <= 5 * one + 200
     assert run.session.bytes() == 0 and recorder.cache_bytes == 0
 
 
