@@ -27,7 +27,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Auto, trunk": ("auto", {"speedup": 2.0, "site": "trunk"}),
     "Auto, one band": ("auto", {"speedup": 2.0, "bands": 1}),
 }
-QUEUED_BY_A_SKIP = 13
+QUEUED_BY_A_SKIP = 15
 """Most operations that a skip of Auto may queue beside the host's own: with nothing else to do, a GPU waits."""
 
 
