@@ -291,8 +291,8 @@ def value(row: dict[str, str]) -> float:
     return float(row["value"])
 
 
-def check_common(rows: dict[tuple[str, str], dict[str, str]], steps: str) -> None:
-    """What must hold of any model."""
+def check_common(rows: dict[tuple[str, str], dict[str, str]], steps: str, kept: float = 5.0) -> None:
+    """What must hold of any model. kept: features of Auto's; with three computed steps no bend is known yet."""
     computed, floor, least = (
         value(rows[steps, name])
         for name in ("computed evaluation, no node", "evaluation without any block", "evaluation without the model")
@@ -300,7 +300,7 @@ def check_common(rows: dict[tuple[str, str], dict[str, str]], steps: str) -> Non
     assert computed > floor > least > 0
     assert value(rows["", "features kept a lane, SpectralCache"]) == pytest.approx(2.0, rel=0.01)
     assert value(rows["", "features kept a lane, FreqCa, DCT"]) == pytest.approx(3.0, rel=0.01)
-    assert value(rows["", "features kept a lane, SpectralCache Auto"]) == pytest.approx(5.0, rel=0.01)
+    assert value(rows["", "features kept a lane, SpectralCache Auto"]) == pytest.approx(kept, rel=0.01)
     for arm in ("SpectralCache", "FreqCa, DCT"):
         assert value(rows["", f"device waits, an evaluation, {arm}"]) == 1.0
 
@@ -327,7 +327,7 @@ NARROW = ("--hidden", "256", "--steps", "6")
 
 def test_speed_runs_flux1_in_half_precision(folder: Path) -> None:
     rows = speeds(folder, "speed-flux1-reduced", "--model", "flux1", "--single", "1", *NARROW)
-    check_common(rows, "6")
+    check_common(rows, "6", kept=4.0)
     page = (folder / "speed-flux1-reduced.md").read_text("utf-8")
     assert "FLUX.1 at width 256, 1 double + 1 single blocks of 19 + 38, random weights, bfloat16; 64 image" in page
     assert not (folder / "speed-flux1.csv").exists()
@@ -335,7 +335,7 @@ def test_speed_runs_flux1_in_half_precision(folder: Path) -> None:
 
 def test_speed_runs_qwen_image_in_half_precision(folder: Path) -> None:
     rows = speeds(folder, "speed-qwen-image-reduced", "--model", "qwen-image", *NARROW)
-    check_common(rows, "6")
+    check_common(rows, "6", kept=4.0)
     page = (folder / "speed-qwen-image-reduced.md").read_text("utf-8")
     assert "Qwen-Image at width 256, 1 of 60 blocks, random weights, bfloat16; 64 image tokens" in page
 
