@@ -34,7 +34,7 @@ class Single(nn.Module):
 
 
 class Toy(nn.Module):
-    """One double block, two single ones; one image and one text token."""
+    """FLUX's names: one double block, two single ones; one image and one text token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,21 +42,20 @@ class Toy(nn.Module):
         self.single_blocks = nn.ModuleList([Single(), Single()])
         self.final_layer = nn.Identity()
 
-    def forward(self, value: float, step: float) -> float:
+    def forward(self, value: float, step: float) -> tuple[float, float]:
+        """Image and text, a token each."""
         img, txt = self.double_blocks[0](img=torch.full((1, 1, 1), value), txt=torch.zeros(1, 1, 1), step=step)
         x = torch.cat((txt, img), dim=1)
         for block in self.single_blocks:
             x = block(x, step=step)
-        return float(x[0, 1, 0])
+        return float(x[0, 1, 0]), float(x[0, 0, 0])
 
 
 class QwenDouble(nn.Module):
-    """The same under Qwen-Image's names, which returns the text first."""
+    """Qwen-Image's names; the text comes back first."""
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, step: float) -> tuple[Tensor, Tensor]:
-        hidden_states += step
-        encoder_hidden_states += 10
-        return encoder_hidden_states, hidden_states
+        return Double()(hidden_states, encoder_hidden_states, step)[::-1]
 
 
 class QwenToy(nn.Module):
@@ -66,21 +65,31 @@ class QwenToy(nn.Module):
         super().__init__()
         self.transformer_blocks = nn.ModuleList([QwenDouble(), QwenDouble(), QwenDouble()])
         self.proj_out = nn.Identity()
-        self.text = 0.0
 
-    def forward(self, value: float, step: float) -> float:
+    def forward(self, value: float, step: float) -> tuple[float, float]:
         img, txt = torch.full((1, 1, 1), value), torch.zeros(1, 2, 1)
         for block in self.transformer_blocks:
             txt, img = block(hidden_states=img, encoder_hidden_states=txt, step=step)
-        self.text = float(txt.mean())
-        return float(self.proj_out(img))
+        return float(self.proj_out(img)), float(txt.mean())
+
+
+def both(trunk: FluxTrunk | QwenTrunk, visit: Any, first: int = 0) -> list[tuple[float, float]]:
+    """Image and text at each step; the value that enters is 1000 times the step, which adds itself and `first`."""
+    with visited(trunk, visit):
+        return [trunk.model(1000.0 * step, float(step + first)) for step in range(STEPS)]
 
 
 def run(visit: Any) -> list[float]:
-    """The image token at each step; the value that enters is 1000 times the step."""
-    toy = Toy()
-    with visited(FluxTrunk(toy), visit):
-        return [toy(1000.0 * step, float(step)) for step in range(STEPS)]
+    """The toy's image alone."""
+    return [img for img, _ in both(FluxTrunk(Toy()), visit)]
+
+
+def looked(look: Look) -> list[list[float]]:
+    """What entered, what the middle block gave, what the last gave, at each of three steps."""
+    with visited(look.trunk, look):
+        for step in range(3):
+            look.trunk.model(1000.0 * step, float(step))
+    return [[float(each.flatten()[0]) for each in kept] for kept in (look.entry, look.middle, look.last)]
 
 
 def test_a_visit_that_exchanges_nothing_changes_nothing() -> None:
@@ -88,7 +97,7 @@ def test_a_visit_that_exchanges_nothing_changes_nothing() -> None:
     toy = Toy()
     with visited(FluxTrunk(toy), lambda *_: (torch.zeros(1), torch.zeros(1))):
         pass
-    assert toy(1000.0, 1.0) == 1201, "no hook is left"
+    assert toy(1000.0, 1.0)[0] == 1201, "no hook is left"
 
 
 def test_reuse_gives_the_last_output_or_what_the_trunk_added_at_one_step_only() -> None:
@@ -98,38 +107,23 @@ def test_reuse_gives_the_last_output_or_what_the_trunk_added_at_one_step_only() 
 
 
 def test_stale_blocks_add_what_they_added_at_the_first_step() -> None:
-    toy = Toy()
-    stale = Stale(frozenset({0, 2}))
-    with visited(FluxTrunk(toy), stale):
-        seen = [toy(1000.0 * step, float(step + 1)) for step in range(STEPS)]  # steps add 1, 2, ...
+    seen = [img for img, _ in both(FluxTrunk(Toy()), Stale(frozenset({0, 2})), first=1)]  # steps add 1, 2, ...
     assert seen == [201, 1000 + 1 + 200 + 100, 2000 + 1 + 300 + 100, 3000 + 1 + 400 + 100]
 
 
 def test_a_look_keeps_copies_of_what_blocks_write_over() -> None:
-    look = Look(FluxTrunk(Toy()), 1)
-    with visited(look.trunk, look):
-        for step in range(3):
-            look.trunk.model(1000.0 * step, float(step))
-    values = [[float(each.flatten()[0]) for each in kept] for kept in (look.entry, look.middle, look.last)]
-    assert values == [[0, 1000, 2000], [0, 1101, 2202], [0, 1201, 2402]]
+    assert looked(Look(FluxTrunk(Toy()), 1)) == [[0, 1000, 2000], [0, 1101, 2202], [0, 1201, 2402]]
 
 
 def test_qwen_images_streams_are_told_apart() -> None:
     def run_qwen(visit: Any) -> list[tuple[float, float]]:
-        toy = QwenToy()
-        with visited(QwenTrunk(toy), visit):
-            return [(toy(1000.0 * step, float(step)), toy.text) for step in range(STEPS)]
+        return both(QwenTrunk(QwenToy()), visit)
 
     assert run_qwen(lambda *_: None) == [(0, 30), (1003, 30), (2006, 30), (3009, 30)]
     assert run_qwen(Reuse(2, 2, residual=False)) == [(0, 30), (1003, 30), (1003, 30), (3009, 30)]
     assert run_qwen(Reuse(2, 2, residual=True)) == [(0, 30), (1003, 30), (2003, 30), (3009, 30)]
     assert run_qwen(Stale(frozenset({1}))) == [(0, 30), (1002, 30), (2004, 30), (3006, 30)]
-    look = Look(QwenTrunk(QwenToy()), 1)
-    with visited(look.trunk, look):
-        for step in range(3):
-            look.trunk.model(1000.0 * step, float(step))
-    values = [[float(each.flatten()[0]) for each in kept] for kept in (look.entry, look.middle, look.last)]
-    assert values == [[0, 1000, 2000], [0, 1002, 2004], [0, 1003, 2006]]
+    assert looked(Look(QwenTrunk(QwenToy()), 1)) == [[0, 1000, 2000], [0, 1002, 2004], [0, 1003, 2006]]
 
 
 def test_sets_of_blocks_are_what_they_are_called() -> None:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_core.spectrum import dct_matrix, gain, low_pass
-from cache_core.types import CacheError
+from cache_core.backtest import EDGES
+from cache_core.spectrum import Rings, dct_matrix, gain, low_pass
+from cache_core.types import CacheError, Grid
 
 GRIDS = [(8, 8), (5, 9), (1, 7), (13, 4), (3, 6, 5), (16,), (1, 1)]
 
@@ -103,3 +104,33 @@ def test_a_grid_that_does_not_hold_the_tokens_is_refused() -> None:
 def test_a_cutoff_outside_its_range_is_refused(cutoff: float) -> None:
     with pytest.raises(CacheError, match="cutoff is"):
         low_pass(torch.zeros(1, 9, 2), (3, 3), "dct", cutoff)
+
+
+# rings, as the back-test splits its bands
+
+RINGED: list[Grid | None] = [(3, 4), (1, 12), (12, 1), (13, 9), (2, 3, 4), (6, 6), None]
+
+
+@pytest.mark.parametrize("grid", RINGED)
+@pytest.mark.parametrize("bands", sorted(EDGES))
+def test_bands_add_up_and_keep_inner_products(grid: Grid | None, bands: int) -> None:
+    tokens = 12 if grid is None else int(torch.tensor(grid).prod())
+    one, other = features((tokens,), 5, seed=1), features((tokens,), 5, seed=2)
+    rings = Rings(grid, EDGES[bands], torch.device("cpu"))
+    assert rings.bands == (1 if grid is None else bands)
+    there, back = rings.forward(one), rings.forward(other)
+    parts = [rings.inverse(rings.scaled(there, torch.eye(rings.bands)[b].expand(2, -1))) for b in range(rings.bands)]
+    assert torch.allclose(torch.stack(parts).sum(0), one, atol=1e-5)
+    assert torch.allclose(rings.inverse(there), one, atol=1e-5)
+    assert torch.allclose(rings.dots(there, back).sum(-1), (one * other).sum((1, 2)), atol=1e-3)  # Parseval
+    assert torch.allclose(
+        rings.dots(there, there), torch.stack([part.square().sum((1, 2)) for part in parts], 1), atol=1e-3
+    )
+
+
+def test_bands_are_rings_from_coarse_to_fine() -> None:
+    rings = Rings((8, 8), EDGES[3], torch.device("cpu"))
+    flat, checkers = torch.ones(1, 64, 1), (torch.arange(64) // 8 + torch.arange(64)).remainder(2).mul(2.0) - 1
+    assert rings.dots(*[rings.forward(flat)] * 2)[0].gt(1e-3).tolist() == [True, False, False]
+    power = rings.dots(*[rings.forward(checkers.reshape(1, 64, 1))] * 2)[0]
+    assert power.argmax() == 2 and power[0] < 0.01 * power.sum()
