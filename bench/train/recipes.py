@@ -97,7 +97,9 @@ def flux_guided(device: str, workers: int) -> Run:
     teacher = teacher.to(device).eval().requires_grad_(False)
     source = Source(painter, space(painter), FULL, seed=2, dropped=0.0)
     task = Distilled("flux-guided", student, teacher, source, Ahead(source.batch, workers), device)
-    return Run(task, Settings(steps=FULL[-1].until, rate=3e-4), training_folder() / task.name, device)
+    run = Run(task, Settings(steps=FULL[-1].until, rate=3e-4), training_folder() / task.name, device)
+    go_on(run, WEIGHTS)
+    return run
 
 
 def qwen(device: str, workers: int) -> Run:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ from bench.train import (
     flux,
     optimiser,
     qwen,
+    recipes,
 )
 from bench.train import text_to_picture as module_of_tasks
 from bench.train.ahead import Ahead
@@ -656,6 +658,22 @@ def test_a_machine_that_has_trained_nothing_goes_on_from_the_shipped_weights(
     third = Run(text_to_picture(painter, space), Settings(steps=100), tmp_path / "second")
     export.go_on(third, tmp_path / "shipped")
     assert third.step == 3, "what was trained here counts more"
+
+
+@pytest.mark.parametrize("name", ["flux", "flux-guided", "qwen"])
+def test_every_shipped_model_is_what_a_fresh_machine_checks(
+    name: str, painter: Painter, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRALCACHE_CACHE", str(tmp_path))
+    monkeypatch.setattr(recipes.Painter, "from_packages", lambda: painter)
+    monkeypatch.setattr(recipes, "space", lambda _: space)
+    run = recipes.MODELS[name]("cpu", 0)
+    file = WEIGHTS / f"{export.FILES[name]}.safetensors"
+    with safe_open(file, "pt") as opened:
+        assert run.step == int(opened.metadata()[export.STEPS]) > 0
+    shipped, ours = load_file(file), export.tensors(run)
+    assert ours.keys() == shipped.keys()
+    assert all(torch.equal(ours[each].half(), value) for each, value in shipped.items())
 
 
 @pytest.fixture
