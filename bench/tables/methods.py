@@ -12,13 +12,18 @@ import importlib
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from bench import ROOT
 from bench.lab.measured import BUDGETS, fewer, of, widest
 from bench.lab.reading import title
 from cache_core import methods
+from cache_core.history import History
 from cache_core.parameters import Parameter, Published
+from cache_core.types import Feature, Predictor, Step
 
 TABLE = ROOT / "docs" / "methods.md"
 NODE = "SpectralCacheMethodApply"
@@ -145,7 +150,21 @@ def facts(name: str, published: Published) -> tuple[str, str, str, str]:
     kind = rules[0].places[0].kind
     alone = kind == "blocks" and rules[0].feature != "affine"
     size = "features of every block" if alone else SIZES.get(kind, "model outputs")
-    return source, rule[:1].upper() + rule[1:], needs, f"{rules[0].predictor.depth} {size}"
+    return source, rule[:1].upper() + rule[1:], needs, f"{held(rules[0].predictor)} {size}"
+
+
+def held(predictor: Predictor) -> int:
+    """The most tensors of a feature's size that a history keeps: features, and what they taught."""
+    history, most = History(predictor.depth), 0
+    steps = predictor.depth + 3
+    for i in range(steps):
+        value = torch.randn(1, 16, 3, generator=torch.Generator().manual_seed(i))
+        new = Feature(Step(i, steps, 1 - i / steps, width=1 / steps, log_noise=-float(i)), value)
+        learned, _ = predictor.learn(history.entries, new, (4, 4))
+        history = history.push(replace(new, learned=learned))
+        kept = [tensor for entry in history.entries for tensor in (entry.value, *entry.learned.values())]
+        most = max(most, sum(tensor.numel() >= value.numel() for tensor in kept))
+    return most
 
 
 def table() -> str:

@@ -678,6 +678,14 @@ def test_the_documents_are_what_the_files_state() -> None:
     assert len(lines) == 7 + len(METHODS) and lines[6].startswith("| fewer steps |")
 
 
+@pytest.mark.parametrize(("name", "count"), [("auto", 5), ("foca", 3), ("taylorseer", 2), ("spectrum", 10)])
+def test_what_a_method_holds_is_counted(name: str, count: int) -> None:
+    """Features and what they taught, as the engine's own history keeps them."""
+    from bench.tables import methods as documents
+
+    assert documents.held(METHODS[name]().rules[0].predictor) == count
+
+
 @pytest.mark.parametrize("language", ["zh", "ja"])
 def test_the_translated_help_has_every_method_and_nothing_left_over(language: str) -> None:
     """Written by `python dev.py bench methods`; a method that is not translated yet stands there in English."""
