@@ -322,7 +322,7 @@ def report(rows: Sequence[Row], about: str) -> str:
     long = of_group(rows, LONG_STEPS, LONG_CFG)
     return document(
         "# Predictors and placements",
-        f"The small FLUX, euler, {STEPS} and {LONG_STEPS} steps, {rows[0]['pairs']} prompt and seed pairs: feature · "
+        f"Euler, {STEPS} and {LONG_STEPS} steps, {rows[0]['pairs']} prompt and seed pairs: feature · "
         "placement of the computed evaluations · what stands in for the others. Residual and absolute are the trunk's, "
         "output is the whole model's (its ODE derivative). Log-SNR is 2·log((1 - sigma) / sigma); at the first step, "
         "where sigma is 1, it is minus infinity, and that entry drops out of a forecast, which is the limit.",

@@ -20,7 +20,7 @@ def report(rows: Sequence[Row], about: str) -> str:
     parts = [
         "# Quality",
         "Euler, scheduler simple, against the full run of the same prompt and seed. It tells methods apart under equal "
-        "conditions; it does not say how FLUX.1 looks at these settings.",
+        "conditions; it does not say how a large model looks at these settings.",
         "![PSNR and SSIM over computed evaluations](quality.png)",
     ]
     for group in groups(rows):
