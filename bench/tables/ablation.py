@@ -129,9 +129,9 @@ def report(rows: Sequence[Row], about: str) -> str:
 
     return document(
         "# Ablation",
-        f"SpectralCache's components, {STEPS} steps, CFG {CFG:g}, {rows[0]['pairs']} prompt and seed "
-        "pairs. The polynomial is the published one of the model's family (FLUX.1's; there is none of Qwen-Image, whose "
-        "distance counts as it is), never fitted to this model.",
+        f"SpectralCache's components, {STEPS} steps, CFG {CFG:g}, {rows[0]['pairs']} prompt and seed pairs. The "
+        "polynomial is the published one of the model's family (FLUX.1's; there is none of Qwen-Image, whose distance "
+        "counts as it is), never fitted to this model.",
         showing(rows),
         f"## At one threshold, {PUBLISHED:g} (the paper's table 3)",
         markdown(heading, [short(row) for row in at_threshold(rows, PUBLISHED)]),
